@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Echo stands in for the bundle in the tests of the transport. It speaks the contract of the action plugin and does
+// what the option "do" says, also what no real module must ever do: print junk, panic, end without an answer.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+type envelope struct {
+	Module  string         `json:"module"`
+	Args    map[string]any `json:"args"`
+	Key     string         `json:"key"`
+	Answers map[string]any `json:"answers"`
+	Resume  string         `json:"resume"`
+	Peer    string         `json:"peer"`
+	Request map[string]any `json:"request"`
+}
+
+func main() {
+	var call envelope
+
+	text, err := io.ReadAll(os.Stdin)
+	if err == nil {
+		err = json.Unmarshal(text, &call)
+	}
+
+	if err != nil || len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "echo: bad call:", os.Args, err)
+		os.Exit(2)
+	}
+
+	if os.Args[1] == "peer" {
+		answerPeer(call)
+
+		return
+	}
+
+	run(call)
+}
+
+func run(call envelope) {
+	switch call.Args["do"] {
+	case "nothing", nil:
+		answer(map[string]any{"changed": false})
+	case "env":
+		answer(map[string]any{"env": environment(), "user": os.Getuid(), "program": os.Args[0], "pid": os.Getpid()})
+	case "args":
+		answer(map[string]any{"args": call.Args, "invocation": map[string]any{"module_args": call.Args}})
+	case "change":
+		answer(map[string]any{"changed": true, "diff": map[string]any{"before": "a\n", "after": "b\n"},
+			"checked": call.Args["_ansible_check_mode"]})
+	case "sleep":
+		time.Sleep(2 * time.Second)
+		answer(map[string]any{"slept": true})
+	case "fail":
+		answer(map[string]any{"failed": true, "msg": "it did not work", "hint": "try again"})
+	case "die":
+		fmt.Fprintln(os.Stderr, "echo: last words")
+		os.Exit(3)
+	case "panic":
+		panic("echo: a real panic")
+	case "signal":
+		self, _ := os.FindProcess(os.Getpid())
+		_ = self.Kill()
+
+		time.Sleep(time.Minute)
+	case "junk":
+		fmt.Println("a line before")
+		answer(map[string]any{"junk": true})
+		fmt.Println("a line after")
+	case "results":
+		answer(map[string]any{"results": "text", "stdout": "one\ntwo\n", "stderr": "three\n", "_ansible_secret": "hidden-value"})
+	case "latin1":
+		fmt.Println("{\"text\": \"caf\xe9\"}")
+	case "ask":
+		ask(call)
+	default:
+		answer(map[string]any{"failed": true, "msg": fmt.Sprintf("echo cannot do %q", call.Args["do"])})
+	}
+}
+
+// ask pauses once for every host in "hosts", then answers with all that came back.
+func ask(call envelope) {
+	hosts, _ := call.Args["hosts"].([]any)
+	if len(call.Answers) == len(hosts) {
+		answer(map[string]any{"answers": call.Answers, "resume": call.Resume, "failed": call.Args["fail_after"] == true,
+			"key_length": len(call.Key)})
+
+		return
+	}
+
+	id := fmt.Sprint(len(call.Answers) + 1)
+	answer(map[string]any{
+		"_thinkube_ask": map[string]any{"id": id, "host": hosts[len(call.Answers)], "peer": "introduce",
+			"request": map[string]any{"log": call.Args["log"], "undo_fails": call.Args["undo_fails"]}},
+		"_thinkube_resume": call.Resume + id,
+	})
+}
+
+// answerPeer tells who it is, on both of its functions also in the file "log" that the request names.
+func answerPeer(call envelope) {
+	self := map[string]any{"module": call.Module, "uid": os.Getuid(), "env": environment(), "args": call.Args,
+		"key_length": len(call.Key), "ssh": os.Getenv("SSH_CONNECTION")}
+
+	if call.Request["log"] != nil {
+		note(fmt.Sprint(call.Request["log"]), call.Peer+" "+os.Getenv("WHO"))
+	}
+
+	switch {
+	case call.Peer == "undo" && call.Request["undo_fails"] == true:
+		answer(map[string]any{"failed": true, "msg": "the token could not be revoked"})
+	case call.Peer == "undo":
+		answer(map[string]any{"answer": nil})
+	default:
+		answer(map[string]any{"answer": self, "finally": map[string]any{"peer": "undo", "request": call.Request}})
+	}
+}
+
+func note(path, line string) {
+	file, err := os.OpenFile(filepath.Clean(path), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o666)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+		os.Exit(4)
+	}
+	defer file.Close()
+
+	fmt.Fprintln(file, strings.TrimSpace(line))
+}
+
+func environment() map[string]string {
+	all := map[string]string{}
+
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		all[name] = value
+	}
+
+	return all
+}
+
+func answer(value map[string]any) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		panic(err)
+	}
+
+	fmt.Println(string(text))
+}
