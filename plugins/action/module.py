@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: thinkube.infra contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """Carries a task of any module of this collection to its host.
 
 All modules are one program per operating system and architecture (libexec). It is kept on the host and run once

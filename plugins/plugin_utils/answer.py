@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: thinkube.infra contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """From what a program printed to a task result, as ansible-core treats the output of a module.
 
 ansible-core does this in ActionBase._parse_returned_data and _execute_module; the first changed its form

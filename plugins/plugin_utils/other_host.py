@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: thinkube.infra contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """A second host within one task: an action on another inventory host, as `delegate_to` would reach it."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: thinkube.infra contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """The programs in libexec and the shell lines that run, upload and check them on a host.
 
 Every line is run by /bin/sh on the host and speaks to the controller in one way only: a line on stdout
