@@ -6,11 +6,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -22,6 +25,10 @@ type envelope struct {
 	Resume  string         `json:"resume"`
 	Peer    string         `json:"peer"`
 	Request map[string]any `json:"request"`
+	Async   struct {
+		JobID string `json:"jid"`
+		Dir   string `json:"dir"`
+	} `json:"async"`
 }
 
 func main() {
@@ -37,23 +44,82 @@ func main() {
 		os.Exit(2)
 	}
 
-	if os.Args[1] == "peer" {
+	switch os.Args[1] {
+	case "exec":
+		run(call)
+	case "peer":
 		answerPeer(call)
+	case "async":
+		start(call, text)
+	case "job":
+		// What run prints becomes the job's file, complete at once.
+		path := jobFile(call)
+
+		os.Stdout, err = os.Create(path + ".part")
+		if err == nil {
+			run(call)
+
+			err = os.Rename(path+".part", path)
+		}
+
+		if err != nil {
+			os.Exit(5)
+		}
+	}
+}
+
+// start answers at once and leaves a process behind that runs the task.
+func start(call envelope, text []byte) {
+	path := jobFile(call)
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
+
+	started := map[string]any{"started": 1, "finished": 0, "ansible_job_id": call.Async.JobID, "results_file": path}
+	if err == nil {
+		state, _ := json.Marshal(started)
+		err = os.WriteFile(path, state, 0o600)
+	}
+
+	child := exec.Command(os.Args[0], "job")
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	input, pipeErr := child.StdinPipe()
+	err = errors.Join(err, pipeErr, child.Start())
+
+	if err == nil {
+		_, err = input.Write(text)
+		err = errors.Join(err, input.Close())
+	}
+
+	if err != nil {
+		answer(map[string]any{"failed": true, "msg": err.Error()})
 
 		return
 	}
 
-	run(call)
+	answer(started)
+}
+
+func jobFile(call envelope) string {
+	folder, inHome := strings.CutPrefix(call.Async.Dir, "~/")
+	if inHome {
+		folder = filepath.Join(os.Getenv("HOME"), folder)
+	}
+
+	return filepath.Join(folder, call.Async.JobID)
 }
 
 func run(call envelope) {
 	switch call.Args["do"] {
 	case "nothing", nil:
+		if call.Args["log"] != nil { // for the test that looks for them in Ansible's output
+			note(fmt.Sprint(call.Args["log"]), call.Key)
+		}
+
 		answer(map[string]any{"changed": false})
 	case "env":
 		answer(map[string]any{"env": environment(), "user": os.Getuid(), "program": os.Args[0], "pid": os.Getpid()})
 	case "args":
-		answer(map[string]any{"args": call.Args, "invocation": map[string]any{"module_args": call.Args}})
+		args := given(call.Args)
+		answer(map[string]any{"args": args, "invocation": map[string]any{"module_args": args}})
 	case "change":
 		answer(map[string]any{"changed": true, "diff": map[string]any{"before": "a\n", "after": "b\n"},
 			"checked": call.Args["_ansible_check_mode"]})
@@ -133,6 +199,19 @@ func note(path, line string) {
 	defer file.Close()
 
 	fmt.Fprintln(file, strings.TrimSpace(line))
+}
+
+// given is the options without what Ansible itself adds.
+func given(args map[string]any) map[string]any {
+	kept := map[string]any{}
+
+	for name, value := range args {
+		if !strings.HasPrefix(name, "_ansible_") {
+			kept[name] = value
+		}
+	}
+
+	return kept
 }
 
 func environment() map[string]string {
