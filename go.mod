@@ -1,6 +1,6 @@
 module github.com/thinkube/infra
 
-go 1.23.3
+go 1.24.0
 
 require (
 	github.com/canonical/lxd v0.0.0-20241209155119-76da976c6ee7

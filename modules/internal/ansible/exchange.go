@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ansible
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// exchange is the way to the module's peers on other hosts. A module process cannot reach another host; the controller
+// can. So a question ends this process with a pause, the controller has it answered there, and the task runs again with
+// the answer. Questions are identified by their content: the same question gets the answer it had.
+type exchange struct {
+	sealer  cipher.AEAD
+	answers map[string]answerMsg
+}
+
+// answerMsg is what a peer call printed.
+type answerMsg struct {
+	Answer  json.RawMessage `json:"answer,omitempty"`
+	Finally *Finally        `json:"finally,omitempty"`
+
+	Failed  bool   `json:"failed,omitempty"`
+	Msg     string `json:"msg,omitempty"`
+	Hint    string `json:"hint,omitempty"`
+	Failure struct {
+		Code Code `json:"code"`
+	} `json:"failure,omitzero"`
+}
+
+// pause ends a pass: the task goes on when the question is answered.
+type pause struct {
+	ID      string `json:"id"`
+	Host    string `json:"host"`
+	Peer    string `json:"peer"`
+	Request any    `json:"request"`
+}
+
+// Error is seen only where a module wraps the pause in a message.
+func (p *pause) Error() string { return fmt.Sprintf("asking %q on host %q", p.Peer, p.Host) }
+
+// resumed is what a task takes with it over a pause.
+type resumed struct {
+	Before json.RawMessage `json:"before"`
+	Done   []string        `json:"done"`
+}
+
+// newExchange takes the controller's key for this task, 32 bytes in base64.
+func newExchange(key string, answers map[string]answerMsg) (*exchange, error) {
+	raw, err := base64.StdEncoding.DecodeString(key)
+	if err != nil || len(raw) != 32 {
+		return nil, errors.New("the envelope's key must be 32 bytes in base64")
+	}
+
+	block, err := aes.NewCipher(raw)
+	if err != nil {
+		return nil, err
+	}
+
+	sealer, err := cipher.NewGCM(block)
+
+	return &exchange{sealer: sealer, answers: answers}, err
+}
+
+// Ask calls a peer function of this module on another inventory host and decodes its answer. The error may be a pause:
+// return it, wrapped or not, and do nothing more.
+func (t *Task) Ask(_ context.Context, host, peer string, request, answer any) error {
+	if t.exchange == nil {
+		return Fail(CodeNeedsCollection, "call the module as thinkube.infra."+t.Module+", and not with async",
+			"asking host %q: only the collection's action plugin can reach a second host", host)
+	}
+
+	text, err := json.Marshal(request)
+	if err != nil {
+		return Fail(CodeInternal, "", "encoding a request: %w", err)
+	}
+
+	sum := sha256.Sum256([]byte(host + "\x00" + peer + "\x00" + string(text)))
+	id := hex.EncodeToString(sum[:8])
+
+	got, ok := t.exchange.answers[id]
+	if !ok {
+		return &pause{ID: id, Host: host, Peer: peer, Request: json.RawMessage(text)}
+	}
+
+	if got.Failed {
+		code := got.Failure.Code
+		if code == "" {
+			code = CodeFailed
+		}
+
+		return Fail(code, got.Hint, "on host %q: %s", host, got.Msg)
+	}
+
+	err = json.Unmarshal(got.Answer, answer)
+	if err != nil {
+		return Fail(CodeInternal, "", "answer of host %q: %w", host, err)
+	}
+
+	return nil
+}
+
+// Seal encrypts a secret for the other process of this task. Ansible prints what programs print at -vvv.
+func (t *Task) Seal(secret Secret) (string, error) {
+	if t.exchange == nil {
+		return "", Fail(CodeInternal, "", "sealing without an exchange")
+	}
+
+	t.Hide(secret)
+
+	return t.exchange.seal([]byte(secret.Reveal()))
+}
+
+// Unseal decrypts what Seal made in another process of this task, and hides it in this one.
+func (t *Task) Unseal(sealed string) (Secret, error) {
+	if t.exchange == nil {
+		return Secret{}, Fail(CodeInternal, "", "unsealing without an exchange")
+	}
+
+	plain, err := t.exchange.unseal(sealed)
+	if err != nil {
+		return Secret{}, Fail(CodeInternal, "", "sealed answer: %w", err)
+	}
+
+	secret := NewSecret(string(plain))
+	t.Hide(secret)
+
+	return secret, nil
+}
+
+func (e *exchange) seal(plain []byte) (string, error) {
+	nonce := make([]byte, e.sealer.NonceSize())
+
+	_, err := rand.Read(nonce)
+	if err != nil {
+		return "", err
+	}
+
+	return base64.StdEncoding.EncodeToString(e.sealer.Seal(nonce, nonce, plain, nil)), nil
+}
+
+func (e *exchange) unseal(sealed string) ([]byte, error) {
+	raw, err := base64.StdEncoding.DecodeString(sealed)
+	if err != nil {
+		return nil, err
+	}
+
+	size := e.sealer.NonceSize()
+	if len(raw) < size {
+		return nil, errors.New("too short")
+	}
+
+	return e.sealer.Open(nil, raw[:size], raw[size:], nil)
+}
+
+// pauseAnswer is the object that asks the controller; what was done so far travels sealed.
+func (t *Task) pauseAnswer(asked *pause) (map[string]any, error) {
+	text, err := json.Marshal(resumed{Before: t.before, Done: t.done})
+	if err != nil {
+		return nil, err
+	}
+
+	sealed, err := t.exchange.seal(text)
+
+	return map[string]any{"_thinkube_ask": asked, "_thinkube_resume": sealed}, err
+}
+
+// resume takes up what an earlier pass of this task had done.
+func (t *Task) resume(sealed string) error {
+	if sealed == "" {
+		return nil
+	}
+
+	text, err := t.exchange.unseal(sealed)
+	if err != nil {
+		return err
+	}
+
+	var was resumed
+
+	err = json.Unmarshal(text, &was)
+	if err == nil {
+		t.before, t.done = was.Before, was.Done
+	}
+
+	return err
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ansible
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+)
+
+// envelope is what the collection's action plugin sends on stdin, once a pass.
+type envelope struct {
+	Module  string               `json:"module"`
+	Args    map[string]any       `json:"args"`
+	Key     string               `json:"key"`
+	Answers map[string]answerMsg `json:"answers"`
+	Resume  string               `json:"resume"`
+
+	Peer    string          `json:"peer"`    // in mode "peer": the function to call
+	Request json.RawMessage `json:"request"` // and what to call it with
+
+	Async struct {
+		JobID   string `json:"jid"`
+		Seconds int    `json:"timeout"`
+		Dir     string `json:"dir"`
+	} `json:"async"`
+}
+
+// maxInput bounds an envelope or an arguments file: far above any task, far below what would hurt the host.
+const maxInput = 64 << 20
+
+// Bundle is the program with all modules, for the collection's action plugin. It returns the exit code: 0 whenever an
+// answer was printed, also that of a failed task.
+func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(argv) != 2 {
+		fmt.Fprintln(stderr, "usage: thinkube exec|peer|async, with one JSON object on stdin; called by the thinkube.infra collection")
+
+		return 2
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer stop()
+
+	var call func(context.Context, []Runner, envelope) []byte
+
+	switch argv[1] {
+	case "exec":
+		call = execute
+	case "peer":
+		call = answerPeer
+	case "async":
+		call = startAsync
+	case asyncChild:
+		// It outlives the connection that started it.
+		ctx = context.Background()
+		call = runAsync
+	default:
+		fmt.Fprintf(stderr, "unknown mode %q: must be exec, peer or async\n", argv[1])
+
+		return 2
+	}
+
+	var env envelope
+
+	err := decodeJSON(stdin, &env)
+	if err != nil {
+		_, _ = stdout.Write(refuse("reading the task from stdin: " + err.Error()))
+
+		return 0
+	}
+
+	_, err = stdout.Write(call(ctx, runners, env))
+	if err != nil {
+		return 1
+	}
+
+	return 0
+}
+
+// Standalone is a program with one module, as stock Ansible runs it from a library/ folder: the arguments file is the
+// first argument, the result goes to stdout.
+func Standalone(runner Runner, argv []string, stdout, stderr io.Writer) int {
+	if len(argv) != 2 {
+		fmt.Fprintf(stderr, "usage: %s ARGUMENTS_FILE (a JSON object); this is an Ansible module\n", runner.ModuleName())
+
+		return 2
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer stop()
+
+	args, err := readArgs(argv[1])
+	if err != nil {
+		_, _ = stdout.Write(refuse("reading the arguments file: " + err.Error()))
+
+		return 1
+	}
+
+	task := newTask(runner.ModuleName(), args)
+
+	_, err = stdout.Write(finish(ctx, runner, task, args))
+	if err != nil {
+		return 1
+	}
+
+	return 0
+}
+
+func readArgs(path string) (map[string]any, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+
+	defer func() { _ = file.Close() }()
+
+	var args map[string]any
+
+	return args, decodeJSON(file, &args)
+}
+
+// decodeJSON reads exactly one JSON value. Its errors never quote the input, which may hold secrets.
+func decodeJSON(reader io.Reader, into any) error {
+	text, err := io.ReadAll(io.LimitReader(reader, maxInput+1))
+	if err != nil {
+		return err
+	}
+
+	if len(text) > maxInput {
+		return fmt.Errorf("more than %d bytes", maxInput)
+	}
+
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+
+	err = decoder.Decode(into)
+
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return fmt.Errorf("not JSON (at byte %d of %d)", syntax.Offset, len(text))
+	}
+
+	if err != nil {
+		return fmt.Errorf("not the expected JSON object (%d bytes)", len(text))
+	}
+
+	if decoder.More() {
+		return errors.New("more than one JSON value")
+	}
+
+	return nil
+}
+
+// refuse is the answer when there is no task to answer for.
+func refuse(msg string) []byte {
+	return (&Task{mask: NewMasker()}).encode(map[string]any{
+		"changed": false, "failed": true, "msg": msg, "failure": map[string]any{"code": string(CodeInternal)},
+	})
+}
+
+func find(runners []Runner, name string) Runner {
+	for _, runner := range runners {
+		if runner.ModuleName() == name {
+			return runner
+		}
+	}
+
+	return nil
+}
+
+// execute runs one pass of a task.
+func execute(ctx context.Context, runners []Runner, env envelope) []byte {
+	runner := find(runners, env.Module)
+	if runner == nil {
+		return refuse(fmt.Sprintf("this program has no module %q; build the collection again", env.Module))
+	}
+
+	exchange, err := newExchange(env.Key, env.Answers)
+	if err != nil {
+		return refuse(err.Error())
+	}
+
+	task := newTask(env.Module, env.Args)
+	task.exchange = exchange
+
+	err = task.resume(env.Resume)
+	if err != nil {
+		return refuse("taking up the task after a question: " + err.Error())
+	}
+
+	return finish(ctx, runner, task, env.Args)
+}
+
+// finish runs the module and makes whatever came of it one line of JSON: also an error, a pause or a panic.
+func finish(ctx context.Context, runner Runner, task *Task, args map[string]any) []byte {
+	values, err := guarded(ctx, runner, task, args)
+
+	var asked *pause
+	if errors.As(err, &asked) {
+		paused, err := task.pauseAnswer(asked)
+		if err == nil {
+			return task.encode(paused)
+		}
+
+		return task.encode(task.answer(nil, err))
+	}
+
+	return task.encode(task.answer(values, err))
+}
+
+// guarded turns a panic of the module into a failure with its stack in `exception`.
+func guarded(ctx context.Context, runner Runner, task *Task, args map[string]any) (values map[string]any, err error) {
+	defer func() {
+		cause := recover()
+		if cause == nil {
+			return
+		}
+
+		values = map[string]any{"exception": fmt.Sprintf("panic: %v\n\n%s", cause, debug.Stack())}
+		err = Fail(CodeInternal, "this is a defect in the module: report it with the text of exception (run with -vvv)", "panic: %v", cause)
+	}()
+
+	return runner.run(ctx, task, args)
+}
+
+// answerPeer answers the question of a task on another host.
+func answerPeer(ctx context.Context, runners []Runner, env envelope) []byte {
+	task := newTask(env.Module, env.Args)
+
+	answer, finally, err := callPeer(ctx, runners, env, task)
+	if err != nil {
+		return task.encode(task.answer(nil, err))
+	}
+
+	result := map[string]any{"answer": answer}
+	if finally != nil {
+		result["finally"] = finally
+	}
+
+	return task.encode(result)
+}
+
+func callPeer(ctx context.Context, runners []Runner, env envelope, task *Task) (answer any, finally *Finally, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = Fail(CodeInternal, "", "panic: %v", cause)
+		}
+	}()
+
+	runner := find(runners, env.Module)
+	if runner == nil || runner.peer(env.Peer) == nil {
+		return nil, nil, Fail(CodeInternal, "", "this program cannot answer %q of module %q", env.Peer, env.Module)
+	}
+
+	task.exchange, err = newExchange(env.Key, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	return runner.peer(env.Peer)(ctx, task, env.Request)
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ansible
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+
+	"github.com/thinkube/infra/modules/internal/plan"
+)
+
+// Task is one run of a module: what Ansible says about it, and what it has to tell.
+type Task struct {
+	Module    string // as the user wrote it: "thinkube.infra.lxd_profile"
+	Check     bool
+	Diff      bool
+	Verbosity int
+
+	mask         *Masker
+	params       map[string]any
+	inject       bool // return the arguments as `invocation`
+	warnings     []string
+	deprecations []Deprecation
+
+	before  json.RawMessage // the first state that was read, kept over pauses
+	diff    map[string]any
+	planned []plan.Step
+	done    []string // lines of the steps that were done, kept over pauses
+	step    string   // line of the step that is being done
+
+	exchange *exchange // nil where no other host can be asked
+}
+
+// newTask takes what the `_ansible_*` keys say; those it does not know are ignored, as later cores add some.
+func newTask(name string, raw map[string]any) *Task {
+	task := &Task{Module: name, mask: NewMasker(), inject: true}
+
+	if full, ok := raw["_ansible_module_name"].(string); ok && full != "" {
+		task.Module = full
+	}
+
+	task.Check, _ = raw["_ansible_check_mode"].(bool)
+	task.Diff, _ = raw["_ansible_diff"].(bool)
+
+	if number, ok := raw["_ansible_verbosity"].(json.Number); ok {
+		verbosity, _ := number.Int64()
+		task.Verbosity = int(verbosity)
+	}
+
+	// ansible-core 2.21 and later say whether they want the arguments back; earlier ones always do.
+	if inject, ok := raw["_ansible_inject_invocation"].(bool); ok {
+		task.inject = inject
+	}
+
+	return task
+}
+
+// Warn shows a warning to the user. The task goes on.
+func (t *Task) Warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+
+	for _, known := range t.warnings {
+		if known == text {
+			return // a state that is read twice warns once
+		}
+	}
+
+	t.warnings = append(t.warnings, text)
+}
+
+// Deprecate tells the user what will go away, and in which version of the collection.
+func (t *Task) Deprecate(version, format string, args ...any) {
+	t.deprecations = append(t.deprecations, Deprecation{
+		Msg: fmt.Sprintf(format, args...), Version: version, CollectionName: "thinkube.infra",
+	})
+}
+
+// Hide makes sure that the secret appears in nothing that leaves this process.
+func (t *Task) Hide(secret Secret) {
+	if secret.IsSet() {
+		t.mask.Add(secret.Reveal())
+	}
+}
+
+// remember keeps the first state that was read, as `diff.before`.
+func (t *Task) remember(state any) error {
+	if t.before != nil {
+		return nil
+	}
+
+	text, err := json.Marshal(state)
+	if err != nil {
+		return Fail(CodeInternal, "", "encoding the state: %w", err)
+	}
+
+	t.before = text
+
+	return nil
+}
+
+func (t *Task) willDo(steps []plan.Step) { t.planned = append(t.planned, steps...) }
+
+func (t *Task) did(step plan.Step) {
+	t.done = append(t.done, step.Line)
+	t.step = ""
+	faultPoint(len(t.done))
+}
+
+// changed is true when something was done, or in check mode would be.
+func (t *Task) changed() bool {
+	if !t.Check {
+		return len(t.done) > 0
+	}
+
+	for _, step := range t.planned {
+		if step.Verb != plan.Report {
+			return true
+		}
+	}
+
+	return false
+}
+
+// showDiff sets the diff from the first state to the final one.
+func (t *Task) showDiff(final any) error {
+	if !t.Diff || !t.changed() {
+		return nil
+	}
+
+	after, err := json.Marshal(final)
+	if err != nil {
+		return Fail(CodeInternal, "", "encoding the state: %w", err)
+	}
+
+	t.diff = map[string]any{"before": t.before, "after": json.RawMessage(after)}
+
+	return nil
+}
+
+// answer makes the result: the module's values and what the SDK adds, or the failure.
+func (t *Task) answer(values map[string]any, err error) map[string]any {
+	result := map[string]any{"changed": t.changed()}
+	for key, value := range values {
+		result[key] = value
+	}
+
+	if err != nil {
+		t.addFailure(result, failureOf(err))
+	}
+
+	if t.before != nil && err == nil {
+		result["plan"] = t.lines()
+	}
+
+	if t.diff != nil {
+		result["diff"] = t.diff
+	}
+
+	if len(t.warnings) > 0 {
+		result["warnings"] = t.warnings
+	}
+
+	if len(t.deprecations) > 0 {
+		result["deprecations"] = t.deprecations
+	}
+
+	if t.inject && t.params != nil {
+		result["invocation"] = map[string]any{"module_args": t.params}
+	}
+
+	return result
+}
+
+// lines are what the user sees of the plan: what will be done in check mode, what was done otherwise, and the reports.
+func (t *Task) lines() []string {
+	if t.Check {
+		return plan.Lines(t.planned)
+	}
+
+	lines := append([]string{}, t.done...)
+
+	for _, step := range t.planned {
+		if step.Verb == plan.Report {
+			lines = append(lines, step.Line)
+		}
+	}
+
+	return lines
+}
+
+// addFailure tells what failed, what to do, and how far the task came.
+func (t *Task) addFailure(result map[string]any, failure *Failure) {
+	result["failed"] = true
+	result["msg"] = failure.Error()
+
+	if t.step != "" {
+		result["msg"] = t.step + ": " + failure.Error()
+	}
+
+	if failure.Hint != "" {
+		result["hint"] = failure.Hint
+	}
+
+	detail := map[string]any{"code": string(failure.Code)}
+	if t.step != "" {
+		detail["step"] = t.step
+	}
+
+	if t.before != nil {
+		detail["done"] = append([]string{}, t.done...)
+	}
+
+	result["failure"] = detail
+}
+
+// encode gives the one line that leaves the process: masked, valid UTF-8, keys in order.
+func (t *Task) encode(result map[string]any) []byte {
+	text, err := json.Marshal(t.mask.Value(result))
+	if err != nil {
+		// Only a defect in Masker.Value could come here; its text cannot hold a secret of the result.
+		text, _ = json.Marshal(map[string]any{
+			"failed": true, "msg": "encoding the result failed: " + reflect.TypeOf(err).String(),
+			"failure": map[string]any{"code": string(CodeInternal)},
+		})
+	}
+
+	return append(text, '\n')
+}
