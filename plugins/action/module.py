@@ -43,9 +43,8 @@ class Refused(AnsibleError):
 
 
 class ActionModule(ActionBase):
-    _supports_async = True
-
     def run(self, tmp=None, task_vars=None):
+        self._supports_async = True
         super().run(tmp, task_vars)
         # The place of the agent: a channel to a program that stays on the host would take the envelopes
         # below, and everything here would be its fallback.

@@ -34,11 +34,12 @@ const (
 	fullUser   = "tk-full"   // the home has no room for a program
 	homeless   = "tk-nohome" // the home does not exist
 	robbed     = "tk-robbed" // no home, and somebody else made the folder in /var/tmp
+	keepsHome  = "tk-keeps"  // sudo leaves HOME as it is
 )
 
 const firstUID = 61300
 
-var users = []string{plainUser, sudoUser, otherUser, noexecUser, fullUser, homeless, robbed}
+var users = []string{plainUser, sudoUser, otherUser, noexecUser, fullUser, homeless, robbed, keepsHome}
 
 // theFarm is what all tests share; missing says why there is none.
 var (
@@ -215,6 +216,8 @@ func (f *farm) writeServerFiles() error {
 		return err
 	}
 
+	sudoers := fmt.Sprintf("root ALL=(ALL) ALL\n%[1]s ALL=(ALL) NOPASSWD: ALL\n%[2]s ALL=(ALL) ALL\n"+
+		"%[3]s ALL=(ALL) NOPASSWD: ALL\nDefaults:%[3]s !always_set_home, env_keep += HOME\n", plainUser, sudoUser, keepsHome)
 	passwd, shadow := "root:x:0:0::/root:/bin/bash\nsshd:x:61299:65534::/run/sshd:/bin/false\n", "root:*:1::::::\nsshd:*:1::::::\n"
 
 	for i, user := range users {
@@ -236,7 +239,7 @@ func (f *farm) writeServerFiles() error {
 	return errors.Join(
 		os.WriteFile(f.path("passwd"), []byte(passwd), 0o644),
 		os.WriteFile(f.path("shadow"), []byte(shadow), 0o600),
-		os.WriteFile(f.path("sudoers"), []byte(fmt.Sprintf("root ALL=(ALL) ALL\n%s ALL=(ALL) NOPASSWD: ALL\n%s ALL=(ALL) ALL\n", plainUser, sudoUser)), 0o440),
+		os.WriteFile(f.path("sudoers"), []byte(sudoers), 0o440),
 		os.WriteFile(f.path("authorized_keys"), public, 0o644),
 		os.WriteFile(f.path("sshd_config"), []byte(config), 0o644),
 	)
