@@ -45,6 +45,9 @@ func TestWhereTheProgramIsKept(t *testing.T) {
 		ways[user] = ssh(user, 1, nil)
 	}
 
+	trap := fmt.Sprintf("/var/tmp/thinkube-%d/%s", f.uid(robbed), f.name)
+	f.inside(t, fmt.Sprintf(`printf '#!/bin/sh\necho "{\"trapped\": true}"\n' >%[1]s; chmod 755 %[1]s`, trap))
+
 	for _, pass := range []string{"uploaded", "cached"} {
 		play := f.play(t, os.Environ(), "one", one(map[string]any{"do": "env"}, ways), setup{args: []string{"-vvv"}})
 
@@ -60,7 +63,8 @@ func TestWhereTheProgramIsKept(t *testing.T) {
 		assert.Equal(t, 4+2*uploads, strings.Count(play.output, "SSH: EXEC"), "round trips, %s", pass)
 	}
 
-	assert.Empty(t, f.inside(t, fmt.Sprintf("ls -A /var/tmp/thinkube-%d", f.uid(robbed))), "a folder of somebody else is not used")
+	assert.Equal(t, "755 root", f.inside(t, "stat -c '%a %U' "+trap), "a folder of somebody else is left alone")
+	f.inside(t, "rm "+trap)
 }
 
 // TestForeignHome runs as root with the HOME of another user, as sudo without -H does: nothing there may be trusted.
