@@ -133,8 +133,10 @@ func (h *Host) start(ctx context.Context) error {
 	}
 	cmd := exec.Command(argv[0], argv[1:]...) // outlives the context on purpose
 	cmd.Stdout, cmd.Stderr = console, console
-	// On a machine with a systemd, nspawn would put /tmp on a tmpfs; Debian's servers have it on disk.
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "SYSTEMD_NSPAWN_TMPFS_TMP=0"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8",
+		"SYSTEMD_NSPAWN_TMPFS_TMP=0", // Debian's servers have /tmp on disk
+		// The network's sysctls are the host's own; the rest of /proc/sys and /sys is the machine's.
+		"SYSTEMD_NSPAWN_API_VFS_WRITABLE=network"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
 	ready, err := cmd.StdinPipe()
@@ -407,8 +409,8 @@ func (h *Host) ExecArgs(argv ...string) ([]string, error) {
 		return nil, err
 	}
 	enter := []string{"nsenter", fmt.Sprintf("--target=%d", leader.PID), "--mount", "--uts", "--ipc", "--net",
-		"--pid", "--cgroup", "--root", "--wd=/root", "--",
-		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"--pid", "--cgroup", "--root", "--",
+		"env", "-i", "--chdir=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "USER=root", "LC_ALL=C.UTF-8", "TERM=" + first(os.Getenv("TERM"), "dumb")}
 	return append(enter, argv...), nil
 }

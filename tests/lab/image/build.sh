@@ -98,7 +98,7 @@ cat >"$base/usr/local/lib/lab/boot" <<'END'
 # Gives this host what a machine has and a container is denied: writable control groups (cgroup v1 is
 # mounted read-only for it), and the device nodes that LXD's storage drivers and lxcfs open.
 while read -r _ target type _; do
-    case $type in cgroup | cgroup2) mount -o remount,rw "$target" || true ;; esac
+    case $type in cgroup | cgroup2) mount -o remount,bind,rw "$target" ;; esac
 done </proc/self/mounts
 node() { [ -e "/dev/$1" ] || mknod -m "$5" "/dev/$1" "$2" "$3" "$4"; }
 node fuse c 10 229 666
@@ -143,7 +143,9 @@ in_root "$out/merged" systemctl -q disable named.service
 in_root "$out/merged" dpkg-query -W -f '${Package} ${Version} ${Architecture}\n' | sort >"$out/all.packages"
 umount_api "$out/merged"
 umount "$out/merged"
-rm -rf "$out/work" "$out/merged" "$out/lxd/var/cache/apt" "$out/lxd/var/log" \
+# The daemons want their folders in /var/log, but no logs of the build.
+find "$out/lxd/var/log" -type f -delete
+rm -rf "$out/work" "$out/merged" "$out/lxd/var/cache/apt" \
     "$out/lxd/var/lib/apt/lists" "$out/lxd/etc/machine-id"
 
 step "making the hosts' own package source"
@@ -163,5 +165,6 @@ mv "$out/Packages" "$base/srv/apt/Packages"
 echo 'deb [trusted=yes] file:/srv/apt ./' >"$base/etc/apt/sources.list"
 rm -rf "$base"/var/lib/apt/lists/* "$base/etc/apt/apt.conf.d/00build" "$base/usr/sbin/policy-rc.d" \
     "$base"/var/cache/apt/*.bin "$base"/var/log/*.log "$base"/var/log/apt/* "$out/base.packages" "$out/all.packages"
+printf 'Acquire::Languages "none";\n' >"$base/etc/apt/apt.conf.d/lab"
 mv "$base/etc/lab-resolv.conf" "$base/etc/resolv.conf"
 in_root "$base" apt-get -qq update
