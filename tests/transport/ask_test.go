@@ -18,8 +18,7 @@ func TestAsk(t *testing.T) {
 		f.forget(t)
 
 		log := f.path("notes/asked")
-		require.NoError(t, os.WriteFile(log, nil, 0o666))
-		require.NoError(t, os.Chmod(log, 0o666))
+		f.emptyNote(t, "asked")
 
 		ways := map[string]map[string]any{
 			"first": ssh(plainUser, 1, map[string]any{"log": log, "ansible_become_password": "of no other host"}),

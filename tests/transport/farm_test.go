@@ -350,6 +350,16 @@ func (f *farm) forget(t *testing.T) {
 		"*-"+fmt.Sprint(f.uid(robbed))+") ;; *) rm -rf $d;; esac; done; rm -rf /tmp/thinkube-*")
 }
 
+// emptyNote makes a file that the program can append to as any user.
+func (f *farm) emptyNote(t *testing.T, name string) {
+	t.Helper()
+
+	err := errors.Join(os.WriteFile(f.path("notes/"+name), nil, 0o666), os.Chmod(f.path("notes/"+name), 0o666))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (f *farm) uid(user string) int {
 	for i, name := range users {
 		if name == user {

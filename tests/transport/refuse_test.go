@@ -45,7 +45,7 @@ func TestImpossibleWays(t *testing.T) {
 func TestNothingSecretIsShown(t *testing.T) {
 	eachCore(t, func(t *testing.T, f *farm, environ []string) {
 		f.forget(t)
-		require.NoError(t, os.RemoveAll(f.path("notes/key")))
+		f.emptyNote(t, "key")
 
 		secret := "correct horse battery staple"
 		// The value is read where the play runs, so that Ansible's display of the variables does not have it.
