@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"time"
 
 	"github.com/thinkube/infra/modules/internal/plan"
 )
@@ -99,6 +100,13 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 	args, err := m.decode(task, raw)
 	if err != nil {
 		return nil, err
+	}
+
+	if limited, ok := any(args).(interface{ TaskTimeout() time.Duration }); ok {
+		var cancel context.CancelFunc
+
+		ctx, cancel = context.WithTimeout(ctx, limited.TaskTimeout())
+		defer cancel()
 	}
 
 	host, err := m.Open(ctx, task, args)

@@ -25,7 +25,7 @@ type Task struct {
 
 	before  json.RawMessage // the first state that was read, kept over pauses
 	diff    map[string]any
-	planned []plan.Step
+	planned []string // lines of what is to be done
 	done    []string // lines of the steps that were done, kept over pauses
 	step    string   // line of the step that is being done
 
@@ -99,7 +99,16 @@ func (t *Task) remember(state any) error {
 	return nil
 }
 
-func (t *Task) willDo(steps []plan.Step) { t.planned = append(t.planned, steps...) }
+// willDo takes the plan: its reports become warnings.
+func (t *Task) willDo(planned []plan.Step) {
+	for _, step := range planned {
+		if step.Verb == plan.Report {
+			t.Warn("%s", step.Line)
+		} else {
+			t.planned = append(t.planned, step.Line)
+		}
+	}
+}
 
 func (t *Task) did(step plan.Step) {
 	t.done = append(t.done, step.Line)
@@ -109,17 +118,11 @@ func (t *Task) did(step plan.Step) {
 
 // changed is true when something was done, or in check mode would be.
 func (t *Task) changed() bool {
-	if !t.Check {
-		return len(t.done) > 0
+	if t.Check {
+		return len(t.planned) > 0
 	}
 
-	for _, step := range t.planned {
-		if step.Verb != plan.Report {
-			return true
-		}
-	}
-
-	return false
+	return len(t.done) > 0
 }
 
 // showDiff sets the diff from the first state to the final one.
@@ -172,21 +175,13 @@ func (t *Task) answer(values map[string]any, err error) map[string]any {
 	return result
 }
 
-// lines are what the user sees of the plan: what will be done in check mode, what was done otherwise, and the reports.
+// lines are what the user sees of the plan: what would be done in check mode, what was done otherwise.
 func (t *Task) lines() []string {
 	if t.Check {
-		return plan.Lines(t.planned)
+		return append([]string{}, t.planned...)
 	}
 
-	lines := append([]string{}, t.done...)
-
-	for _, step := range t.planned {
-		if step.Verb == plan.Report {
-			lines = append(lines, step.Line)
-		}
-	}
-
-	return lines
+	return append([]string{}, t.done...)
 }
 
 // addFailure tells what failed, what to do, and how far the task came.

@@ -9,7 +9,7 @@ import "fmt"
 // Verb says what a step does to its object.
 type Verb string
 
-// The verbs. Report is a step without effect: nothing to do, but something to say.
+// The verbs. Report is a step without effect: nothing to do, but something to say. The user sees it as a warning.
 const (
 	Create Verb = "create"
 	Change Verb = "change"
@@ -39,6 +39,10 @@ type Plan[S any] struct {
 // Add appends a step whose line is built from its verb, its object and the given words.
 func (p *Plan[S]) Add(verb Verb, object string, do any, format string, args ...any) *Step {
 	line := string(verb) + " " + object
+	if verb == Report {
+		line = object + ":"
+	}
+
 	if format != "" {
 		line += " " + fmt.Sprintf(format, args...)
 	}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package record keeps on the host what a module changed there and what was there before, so that `state: absent` can
+// undo exactly that. One file per object under /var/lib/thinkube/<module>/, readable by root alone.
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+)
+
+// DefaultRoot is where records live on a managed host.
+const DefaultRoot = "/var/lib/thinkube"
+
+// Store holds the records of one module.
+type Store struct{ dir string }
+
+// Open gives the store of a module. Nothing is created until something is kept.
+func Open(root, module string) Store { return Store{dir: filepath.Join(root, module)} }
+
+// Keep writes what was there before the first change. A second call for the same object keeps the first record: what it
+// would write is our own work.
+func (s Store) Keep(object string, original any) error {
+	path := s.path(object)
+
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+
+	text, err := json.MarshalIndent(original, "", "  ")
+	if err != nil {
+		return err
+	}
+
+	err = os.MkdirAll(s.dir, 0o700)
+	if err == nil {
+		err = os.WriteFile(path+".tmp", append(text, '\n'), 0o600)
+	}
+
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+
+	if err != nil {
+		return fmt.Errorf("recording the original of %q: %w", object, err)
+	}
+
+	return nil
+}
+
+// Read gives the recorded original. It reports false when the module never changed the object.
+func (s Store) Read(object string, original any) (bool, error) {
+	text, err := os.ReadFile(s.path(object))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+
+	if err == nil {
+		err = json.Unmarshal(text, original)
+	}
+
+	if err != nil {
+		return false, fmt.Errorf("record %q: %w", s.path(object), err)
+	}
+
+	return true, nil
+}
+
+// Forget removes the record, and the folders that are empty then, so that a rollback leaves nothing behind.
+func (s Store) Forget(object string) error {
+	err := os.Remove(s.path(object))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the record of %q: %w", object, err)
+	}
+
+	// A folder with other records in it refuses, as it should.
+	_ = os.Remove(s.dir)
+	_ = os.Remove(filepath.Dir(s.dir))
+
+	return nil
+}
+
+func (s Store) path(object string) string {
+	return filepath.Join(s.dir, url.PathEscape(object)+".json")
+}
