@@ -344,6 +344,9 @@ func (l *Lab) AddHost(ctx context.Context, name string, opts HostOptions) (*Host
 }
 
 func (l *Lab) noteHost(name string, opts HostOptions) error {
+	if name == "all" {
+		return errors.New(`host name "all" means every host`)
+	}
 	if !validName.MatchString(name) || len(l.state.linkName(name)) > maxLinkName {
 		return fmt.Errorf("host name %q: must be lower-case letters and digits, a letter first, and with %q at most %d long",
 			name, l.state.Name+"-", maxLinkName)

@@ -28,6 +28,10 @@ const usage = `usage: lab COMMAND
   status                         what there is
   add HOST [--without-lxd]       boot one more host
   stop HOST, start HOST          power a host off and on
+  snapshot HOST|all LABEL        keep a copy
+  restore HOST|all LABEL         put it back and boot
+  diff HOST LABEL [--ignore 'KIND KEY']...
+                                 what differs; exit code 1 when anything does
   ssh HOST [COMMAND...]          log in as root over the network
   exec HOST COMMAND...           run as root, without the network
 `
@@ -50,7 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	commands := map[string]func(context.Context, *call) error{
 		"up": up, "down": down, "status": status, "add": add, "stop": stopHost, "start": startHost,
-		"ssh": ssh, "exec": execute,
+		"ssh": ssh, "exec": execute, "snapshot": snapshot, "restore": restore, "diff": diff,
 	}
 	command, ok := commands[args[0]]
 	if !ok {
@@ -143,7 +147,7 @@ func status(_ context.Context, c *call) error {
 		return err
 	}
 	table := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "HOST\tADDRESS\tSTATE\tLXD")
+	fmt.Fprintln(table, "HOST\tADDRESS\tSTATE\tLXD\tSNAPSHOTS")
 	for _, h := range l.Hosts() {
 		state, lxd := "stopped", "in the image"
 		if h.Running() {
@@ -152,7 +156,7 @@ func status(_ context.Context, c *call) error {
 		if !h.HasLXD() {
 			lxd = "not in the image"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", h.Name(), h.Address(), state, lxd)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", h.Name(), h.Address(), state, lxd, strings.Join(h.Snapshots(), " "))
 	}
 	fmt.Fprintf(table, "\ninventory: %s\n", l.InventoryFile())
 	return table.Flush()
@@ -200,6 +204,68 @@ func (c *call) onHost(ctx context.Context, do func(*lab.Host, context.Context) e
 		return err
 	}
 	return do(h, ctx)
+}
+
+// snapshotter is a host or the whole lab.
+type snapshotter interface {
+	Snapshot(ctx context.Context, label string) error
+	Restore(ctx context.Context, label string) error
+}
+
+func (c *call) snapshotter() (snapshotter, string, error) {
+	words, err := c.operands(2, 2)
+	if err != nil {
+		return nil, "", err
+	}
+	l, err := lab.Open(lab.Config{Log: c.stderr})
+	if err != nil {
+		return nil, "", err
+	}
+	if words[0] == "all" {
+		return l, words[1], nil
+	}
+	h, err := l.Host(words[0])
+	return h, words[1], err
+}
+
+func snapshot(ctx context.Context, c *call) error {
+	what, label, err := c.snapshotter()
+	if err != nil {
+		return err
+	}
+	return what.Snapshot(ctx, label)
+}
+
+func restore(ctx context.Context, c *call) error {
+	what, label, err := c.snapshotter()
+	if err != nil {
+		return err
+	}
+	return what.Restore(ctx, label)
+}
+
+func diff(ctx context.Context, c *call) error {
+	var ignore []string
+	c.flags.Func("ignore", "a pattern", func(p string) error { ignore = append(ignore, p); return nil })
+	words, err := c.operands(2, 2)
+	if err != nil {
+		return err
+	}
+	h, err := c.host(words[0])
+	if err != nil {
+		return err
+	}
+	found, err := h.Diff(ctx, words[1], ignore...)
+	if err != nil {
+		return err
+	}
+	for _, each := range found {
+		fmt.Fprintln(c.stdout, each)
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("host %q differs from %q in %d things", words[0], words[1], len(found))
+	}
+	return nil
 }
 
 // ssh and execute become the other program, so that its terminal and its exit code are the user's.
