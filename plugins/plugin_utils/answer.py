@@ -3,8 +3,8 @@
 # GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """From what a program printed to a task result, as ansible-core treats the output of a module.
 
-ansible-core does this in ActionBase._parse_returned_data and _execute_module; the first changed its form
-between versions, the second cannot be used without its way of starting a module.
+ansible-core does this in ActionBase._parse_returned_data and _execute_module, which cannot be used without its way
+of starting a module.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 
 from ansible.module_utils.json_utils import _filter_non_json_lines
 from ansible.utils.display import Display
-from ansible.vars.clean import remove_internal_keys
 
 display = Display()
 
@@ -49,13 +48,15 @@ def module_failure(raw):
 
 def clean(data):
     """A module's answer as a task result."""
-    # Removed here and not by remove_internal_keys below, because that one prints the values.
-    internal = sorted(key for key in data if key.startswith("_ansible_"))
+    # Keys with a meaning to ansible-core that only the controller may give. Their values are not shown.
+    internal = sorted(key for key in data if key.startswith("_ansible_") or key in ("add_host", "add_group"))
     for key in internal:
         del data[key]
     if internal:
         display.warning("Removed unexpected internal keys in module return: %s" % ", ".join(internal))
-    remove_internal_keys(data)
+    for fact in list(data.get("ansible_facts") or ()):
+        if fact.startswith(("discovered_interpreter_", "ansible_discovered_interpreter_")):
+            del data["ansible_facts"][fact]
 
     # "results" is the key of loops; ansible-core lets a module keep it only if it is a list.
     if "results" in data and not isinstance(data["results"], list):

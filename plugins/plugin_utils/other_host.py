@@ -18,6 +18,8 @@ class _Connector(TaskExecutor):
     which variable differs between versions of ansible-core.
     """
 
+    _task = None  # in ansible-core 2.22 a property that gives the task being run
+
     def __init__(self, action, task, play_context):
         # TaskExecutor.__init__ is left out on purpose: its parameters differ by version and prepare a run.
         self._task = task
