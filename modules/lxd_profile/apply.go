@@ -16,14 +16,14 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	switch do := step.Do.(type) {
 	case createProfile:
 		// "Nothing was there" is recorded as well: what we change later is still ours to delete.
-		err := h.originals.Keep(h.record(), nil)
+		err := h.records.Keep(h.record(), nil)
 		if err != nil {
 			return err
 		}
 
 		return h.server.Send(ctx, http.MethodPost, h.path(""), do.Profile, "")
 	case updateProfile:
-		err := h.originals.Keep(h.record(), do.Before)
+		err := h.records.Keep(h.record(), do.Before)
 		if err != nil {
 			return err
 		}
@@ -35,14 +35,16 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 			return err
 		}
 
-		return h.originals.Forget(h.record())
+		return h.records.Forget(h.record())
+	case forgetProfile:
+		return h.records.Forget(h.record())
 	case deleteProfile:
 		err := h.server.Send(ctx, http.MethodDelete, h.path(do.Name), nil, "")
 		if err != nil {
 			return err
 		}
 
-		return h.originals.Forget(h.record())
+		return h.records.Forget(h.record())
 	}
 
 	return ansible.Fail(ansible.CodeInternal, "", "unknown step %s", fmt.Sprintf("%T", step.Do))

@@ -21,6 +21,7 @@ type Args struct {
 	Devices     map[string]map[string]any `ansible:"devices"`
 	Mode        string                    `ansible:"mode" choices:"merge,replace" default:"merge"`
 	Project     string                    `ansible:"project" default:"default"`
+	Force       bool                      `ansible:"force" default:"false"`
 	lxdapi.Options
 
 	config  lxdapi.Config
@@ -78,5 +79,5 @@ func open(ctx context.Context, task *ansible.Task, args Args) (ansible.Host[Stat
 		return nil, err
 	}
 
-	return &host{args: args, task: task, server: server, originals: record.Open(record.DefaultRoot, "lxd_profile")}, nil
+	return &host{args: args, task: task, server: server, records: record.Open(record.DefaultRoot, "lxd_profile")}, nil
 }

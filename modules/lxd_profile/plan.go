@@ -12,6 +12,7 @@ import (
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
 	"github.com/thinkube/infra/modules/internal/plan"
+	"github.com/thinkube/infra/modules/internal/record"
 )
 
 // The effects; apply.go does them.
@@ -26,6 +27,7 @@ type (
 		etag    string
 	}
 	deleteProfile struct{ Name string }
+	forgetProfile struct{ Name string } // the profile is gone already; our record of it is not
 )
 
 func makePlan(args Args, current State) (plan.Plan[State], error) {
@@ -97,19 +99,30 @@ func makeWanted(args Args, current *Profile) Profile {
 	return wanted
 }
 
+// planAbsent undoes what this module did: what it made is deleted, what it changed is restored, and what it never
+// touched is left alone unless force is set.
 func planAbsent(args Args, current State) (plan.Plan[State], error) {
 	out := plan.Plan[State]{After: current}
 	object := fmt.Sprintf("profile %q", args.Name)
+	origin := current.Origin
+	out.After.Origin = record.Origin[Profile]{}
 
 	switch {
+	case current.Profile == nil && origin.Recorded:
+		out.Add(plan.Delete, "record of "+object, forgetProfile{args.Name}, "")
+
+		return out, nil
 	case current.Profile == nil:
 		return out, nil
-	case current.Original != nil:
-		// It was here before us: what we did to it is undone, the profile itself stays.
-		out.After.Profile, out.After.Original = current.Original, nil
-		step := out.Add(plan.Change, object, restoreProfile{*current.Original, current.etag},
-			"back to what it was before this module changed it (%s)", strings.Join(differences(*current.Profile, *current.Original), ", "))
-		step.Before, step.After = *current.Profile, *current.Original
+	case origin.Original != nil:
+		out.After.Profile = origin.Original
+		step := out.Add(plan.Change, object, restoreProfile{*origin.Original, current.etag},
+			"back to what it was before this module changed it (%s)", strings.Join(differences(*current.Profile, *origin.Original), ", "))
+		step.Before, step.After = *current.Profile, *origin.Original
+
+		return out, nil
+	case !origin.Recorded && !args.Force:
+		out.Add(plan.Report, object, nil, "was not made by this module on this host and is left alone; force: true deletes it")
 
 		return out, nil
 	case args.Name == "default":

@@ -14,9 +14,9 @@ import (
 
 // State is a profile as it is now, and as it was before this module changed it.
 type State struct {
-	Profile  *Profile `json:"profile"`            // nil: there is none
-	Original *Profile `json:"original,omitempty"` // somebody else's profile, before this module's first change
-	UsedBy   []string `json:"used_by,omitempty"`  // API paths of the instances that use it
+	Profile *Profile               `json:"profile"`           // nil: there is none
+	Origin  record.Origin[Profile] `json:"origin"`            // whose it is, and what it was before us
+	UsedBy  []string               `json:"used_by,omitempty"` // API paths of the instances that use it
 
 	etag string
 }
@@ -30,10 +30,10 @@ type Profile struct {
 }
 
 type host struct {
-	args      Args
-	task      *ansible.Task
-	server    *lxdapi.Server
-	originals record.Store
+	args    Args
+	task    *ansible.Task
+	server  *lxdapi.Server
+	records record.Store
 }
 
 // Read gets the profile. A profile that does not exist is a state, any other refusal an error.
@@ -54,7 +54,7 @@ func (h *host) Read(context.Context) (State, error) {
 		state.Profile, state.UsedBy, state.etag = &profile.Profile, profile.UsedBy, etag
 	}
 
-	_, err = h.originals.Read(h.record(), &state.Original)
+	state.Origin, err = record.ReadOrigin[Profile](h.records, h.record())
 
 	return state, err
 }

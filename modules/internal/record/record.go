@@ -71,6 +71,25 @@ func (s Store) Read(object string, original any) (bool, error) {
 	return true, nil
 }
 
+// Origin is what a record says of an object: whether this module changed or made it, and what was there before. An
+// object that is recorded without original was made by the module, one that is not recorded is somebody else's.
+type Origin[T any] struct {
+	Recorded bool `json:"recorded"`
+	Original *T   `json:"original,omitempty"`
+}
+
+// ReadOrigin reads an object's record.
+func ReadOrigin[T any](s Store, object string) (Origin[T], error) {
+	var (
+		origin Origin[T]
+		err    error
+	)
+
+	origin.Recorded, err = s.Read(object, &origin.Original)
+
+	return origin, err
+}
+
 // Forget removes the record, and the folders that are empty then, so that a rollback leaves nothing behind.
 func (s Store) Forget(object string) error {
 	err := os.Remove(s.path(object))
