@@ -127,7 +127,7 @@ func toFloat(value any) (any, error) {
 			return f, nil
 		}
 	case string:
-		text := strings.TrimFunc(v, pySpace)
+		text := strings.TrimSpace(v)
 		if floatText.MatchString(text) {
 			return parseFloat(text), nil
 		}

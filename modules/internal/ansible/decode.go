@@ -63,6 +63,10 @@ func (s *Spec) DecodeEnv(moduleName string, raw map[string]any, env Lookup) (*De
 
 	err := d.decode(s, moduleName, given)
 
+	if err != nil {
+		d.secrets.collectUnused(s, env) // the error came before these were looked at
+	}
+
 	d.secrets.collect(s, d.out.Params, false)
 	d.out.Secrets = slices.Sorted(maps.Keys(d.secrets))
 

@@ -36,10 +36,15 @@ const maxMaskDepth = 1000
 type Masker struct {
 	mu    sync.RWMutex
 	known map[string]bool
-	all   []needle
-	keys  []needle // of secrets that are hidden in keys too
+	all   needles
+	keys  needles // of secrets that are hidden in keys too
 	whole map[string]bool
 }
+
+// needles are kept by their first byte, so that a text is gone through once, however many there are.
+type needles [256][]needle
+
+func (n *needles) add(one needle) { n[one.text[0]] = append(n[one.text[0]], one) }
 
 // needle is a text to hide.
 type needle struct {
@@ -80,10 +85,10 @@ func (m *Masker) add(secret string) {
 
 	for _, form := range forms(secret) {
 		m.whole[form.text] = true
-		m.all = append(m.all, form)
+		m.all.add(form)
 
 		if isKey {
-			m.keys = append(m.keys, form)
+			m.keys.add(form)
 		}
 	}
 }
@@ -178,16 +183,16 @@ func (m *Masker) Text(text string) string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 
-	return m.text(text, m.all)
+	return m.text(text, &m.all)
 }
 
 // Bytes is Text for bytes.
 func (m *Masker) Bytes(text []byte) []byte { return []byte(m.Text(string(text))) }
 
-func (m *Masker) text(text string, needles []needle) string {
+func (m *Masker) text(text string, hide *needles) string {
 	text = validText(text)
 
-	spans := findSpans(text, needles)
+	spans := findSpans(text, hide)
 	if spans == nil {
 		return text
 	}
@@ -215,19 +220,15 @@ func (m *Masker) text(text string, needles []needle) string {
 // span is a part of a text, from start to before end.
 type span struct{ start, end int }
 
-// findSpans gives the parts to hide, in order. Parts that overlap become one: the longest secret decides.
-func findSpans(text string, needles []needle) []span {
+// findSpans gives the parts to hide, in order. Parts that overlap become one.
+func findSpans(text string, hide *needles) []span {
 	var spans []span
 
-	for _, n := range needles {
-		for from := 0; ; {
-			at := strings.Index(text[from:], n.text)
-			if at < 0 {
-				break
+	for at := range len(text) {
+		for _, n := range hide[text[at]] {
+			if strings.HasPrefix(text[at:], n.text) {
+				spans = append(spans, n.widen(text, at))
 			}
-
-			spans = append(spans, n.widen(text, from+at))
-			from += at + 1
 		}
 	}
 
@@ -294,7 +295,7 @@ func (m *Masker) value(value any, keep []string, depth int) any {
 	case nil, bool:
 		return v
 	case string:
-		return m.text(v, m.all)
+		return m.text(v, &m.all)
 	case int, int64, float64, json.Number:
 		return m.number(v)
 	case []any:
@@ -315,10 +316,10 @@ func (m *Masker) value(value any, keep []string, depth int) any {
 func (m *Masker) number(value any) any {
 	number, err := plain(value, 0)
 	if err != nil {
-		return m.text(fmt.Sprint(value), m.all)
+		return m.text(fmt.Sprint(value), &m.all)
 	}
 
-	if findSpans(pyText(number), m.all) != nil || findSpans(fmt.Sprint(value), m.all) != nil {
+	if findSpans(pyText(number), &m.all) != nil || findSpans(fmt.Sprint(value), &m.all) != nil {
 		return hiddenValue
 	}
 
@@ -335,7 +336,7 @@ func (m *Masker) dict(dict map[string]any, keep []string, depth int) any {
 	for key, item := range dict {
 		name := key
 		if !slices.Contains(keep, key) {
-			name = m.text(key, m.keys)
+			name = m.text(key, &m.keys)
 		}
 
 		for i, free := 2, name; ; i++ {

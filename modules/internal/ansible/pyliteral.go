@@ -215,7 +215,7 @@ func numberLiteral(text string, negative bool) (any, error) {
 		return intValue(i), nil
 	}
 
-	if !floatLiteral.MatchString(text) {
+	if !floatLiteral.MatchString(text) || !strings.ContainsAny(text, ".eE") { // "010" is neither
 		return nil, errLiteral
 	}
 

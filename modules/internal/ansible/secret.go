@@ -148,6 +148,28 @@ func (set secretSet) collectValue(option *Option, value any, asGiven bool) {
 	}
 }
 
+// collectUnused takes what secret options would have without an argument.
+func (set secretSet) collectUnused(s *Spec, env Lookup) {
+	for _, option := range s.Options {
+		for _, inner := range []*Spec{option.Options, option.Values} {
+			if inner != nil {
+				set.collectUnused(inner, env)
+			}
+		}
+
+		if !option.Secret {
+			continue
+		}
+
+		set.add(option.Default, false)
+
+		for _, variable := range option.Env {
+			value, _ := env(variable)
+			set.add(value, true)
+		}
+	}
+}
+
 func (set secretSet) add(value any, asGiven bool) {
 	switch v := value.(type) {
 	case nil, bool:
