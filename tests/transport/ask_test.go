@@ -10,23 +10,25 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/transport/farm"
 )
 
 // TestAsk has a module on one host ask others, each of which has its own address, user, become and connection.
 func TestAsk(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *farm, environ []string) {
+	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
 		f.forget(t)
 
-		log := f.path("notes/asked")
+		log := f.Path("notes/asked")
 		f.emptyNote(t, "asked")
 
 		ways := map[string]map[string]any{
-			"first": ssh(plainUser, 1, map[string]any{"log": log, "ansible_become_password": "of no other host"}),
+			"first": ssh(farm.Plain, 1, map[string]any{"log": log, "ansible_become_password": "of no other host"}),
 			// The address and the user are templates of the host's own variables.
-			"second":     {"ansible_host": "{{ own_address }}", "own_address": address(2), "ansible_user": "{{ own_user }}", "own_user": otherUser},
-			"privileged": ssh(sudoUser, 3, map[string]any{"ansible_become": true, "ansible_become_password": password}),
+			"second":     {"ansible_host": "{{ own_address }}", "own_address": farm.Address(2), "ansible_user": "{{ own_user }}", "own_user": farm.Other},
+			"privileged": ssh(farm.Sudo, 3, map[string]any{"ansible_become": true, "ansible_become_password": farm.Password}),
 			"boxed":      {"ansible_connection": "container", "ansible_host": f.busyboxHost(t)},
-			"gone":       ssh(plainUser, 1, map[string]any{"ansible_port": 9}),
+			"gone":       ssh(farm.Plain, 1, map[string]any{"ansible_port": 9}),
 			"mute":       {"ansible_connection": "terminal"},
 		}
 		play := f.play(t, environ, "ask", inventory{hosts: ways}, setup{})
@@ -39,7 +41,7 @@ func TestAsk(t *testing.T) {
 		for id, want := range map[string]struct {
 			uid     int
 			address string
-		}{"1": {f.uid(otherUser), address(2)}, "2": {f.uid(plainUser), address(1)}, "3": {0, ""}, "4": {0, ""}} {
+		}{"1": {farm.UID(farm.Other), farm.Address(2)}, "2": {farm.UID(farm.Plain), farm.Address(1)}, "3": {0, ""}, "4": {0, ""}} {
 			assert.Equal(t, fmt.Sprint(want.uid), asked.text("answers", id, "answer", "uid"), id)
 			assert.Contains(t, asked.text("answers", id, "answer", "ssh"), want.address, id)
 			assert.Equal(t, "44", asked.text("answers", id, "answer", "key_length"), id)
@@ -48,8 +50,8 @@ func TestAsk(t *testing.T) {
 		}
 
 		delegated := play.of(t, "first", "ask on a delegated host")
-		assert.Contains(t, delegated.text("answers", "1", "answer", "ssh"), address(2))
-		assert.Contains(t, delegated.text("answers", "2", "answer", "ssh"), address(1))
+		assert.Contains(t, delegated.text("answers", "1", "answer", "ssh"), farm.Address(2))
+		assert.Contains(t, delegated.text("answers", "2", "answer", "ssh"), farm.Address(1))
 
 		// become is a keyword of the task here. Second has no password for it, and is not given that of first.
 		become := play.of(t, "first", "ask with become")

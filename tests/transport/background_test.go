@@ -6,16 +6,18 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+
+	"github.com/thinkube/infra/tests/transport/farm"
 )
 
 // TestBackground is async: with Python on the host, and without.
 func TestBackground(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *farm, environ []string) {
+	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
 		python := map[string]any{"ansible_python_interpreter": "/usr/bin/python3"}
 		play := f.play(t, environ, "background", inventory{hosts: map[string]map[string]any{
-			"plain": ssh(plainUser, 1, python),
-			"root":  ssh(plainUser, 2, map[string]any{"ansible_python_interpreter": "auto_silent", "ansible_become": true}),
-			"bare":  ssh(plainUser, 3, nil),
+			"plain": ssh(farm.Plain, 1, python),
+			"root":  ssh(farm.Plain, 2, map[string]any{"ansible_python_interpreter": "auto_silent", "ansible_become": true}),
+			"bare":  ssh(farm.Plain, 3, nil),
 		}}, setup{})
 
 		for _, host := range []string{"plain", "root"} {

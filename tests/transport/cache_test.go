@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/transport/farm"
 )
 
 // one is a play of one task on hosts that are reached as the given users.
@@ -34,10 +36,10 @@ func TestWhereTheProgramIsKept(t *testing.T) {
 	f.forget(t)
 
 	folders := map[string]string{
-		plainUser:  "/home/" + plainUser + "/.cache/thinkube",
-		noexecUser: fmt.Sprintf("/var/tmp/thinkube-%d", f.uid(noexecUser)),
-		homeless:   fmt.Sprintf("/var/tmp/thinkube-%d", f.uid(homeless)),
-		robbed:     fmt.Sprintf("/tmp/thinkube-%d", f.uid(robbed)),
+		farm.Plain:  "/home/" + farm.Plain + "/.cache/thinkube",
+		farm.Noexec: fmt.Sprintf("/var/tmp/thinkube-%d", farm.UID(farm.Noexec)),
+		farm.Nohome: fmt.Sprintf("/var/tmp/thinkube-%d", farm.UID(farm.Nohome)),
+		farm.Robbed: fmt.Sprintf("/tmp/thinkube-%d", farm.UID(farm.Robbed)),
 	}
 	ways := map[string]map[string]any{}
 
@@ -45,17 +47,17 @@ func TestWhereTheProgramIsKept(t *testing.T) {
 		ways[user] = ssh(user, 1, nil)
 	}
 
-	trap := fmt.Sprintf("/var/tmp/thinkube-%d/%s", f.uid(robbed), f.name)
+	trap := fmt.Sprintf("/var/tmp/thinkube-%d/%s", farm.UID(farm.Robbed), f.program.Name())
 	f.inside(t, fmt.Sprintf(`printf '#!/bin/sh\necho "{\"trapped\": true}"\n' >%[1]s; chmod 755 %[1]s`, trap))
 
 	for _, pass := range []string{"uploaded", "cached"} {
 		play := f.play(t, os.Environ(), "one", one(map[string]any{"do": "env"}, ways), setup{args: []string{"-vvv"}})
 
 		for user, folder := range folders {
-			assert.Equal(t, folder+"/"+f.name, play.of(t, user, "one").text("program"), "%s, %s", user, pass)
+			assert.Equal(t, folder+"/"+f.program.Name(), play.of(t, user, "one").text("program"), "%s, %s", user, pass)
 			assert.Equal(t, "700 "+user, f.inside(t, "stat -c '%a %U' "+folder), "the folder of %s", user)
-			assert.Equal(t, "700 "+user, f.inside(t, "stat -c '%a %U' "+folder+"/"+f.name), "the program of %s", user)
-			assert.Equal(t, f.name, f.inside(t, "ls -A "+folder), "nothing else is left in the folder of %s", user)
+			assert.Equal(t, "700 "+user, f.inside(t, "stat -c '%a %U' "+folder+"/"+f.program.Name()), "the program of %s", user)
+			assert.Equal(t, f.program.Name(), f.inside(t, "ls -A "+folder), "nothing else is left in the folder of %s", user)
 		}
 
 		uploads := strings.Count(play.output, "uploading thinkube_linux_")
@@ -72,24 +74,24 @@ func TestForeignHome(t *testing.T) {
 	f := hosts(t)
 	f.forget(t)
 
-	home := "/home/" + keepsHome
-	trap := home + "/.cache/thinkube/" + f.name
+	home := "/home/" + farm.Keeps
+	trap := home + "/.cache/thinkube/" + f.program.Name()
 	f.inside(t, fmt.Sprintf(`mkdir -p %[1]s/.cache/thinkube; printf '#!/bin/sh\necho "{\"trapped\": true}"\n' >%[2]s
-chmod 755 %[2]s; chown -R %[3]s %[1]s/.cache`, home, trap, keepsHome))
+chmod 755 %[2]s; chown -R %[3]s %[1]s/.cache`, home, trap, farm.Keeps))
 
-	ways := map[string]map[string]any{"host": ssh(keepsHome, 1, map[string]any{"ansible_become": true, "ansible_become_flags": "-n"})}
+	ways := map[string]map[string]any{"host": ssh(farm.Keeps, 1, map[string]any{"ansible_become": true, "ansible_become_flags": "-n"})}
 	play := f.play(t, os.Environ(), "one", one(map[string]any{"do": "env"}, ways), setup{})
 	got := play.of(t, "host", "one")
 	assert.Equal(t, home, got.text("env", "HOME"), "the test's own condition")
 	assert.Equal(t, "0", got.text("user"))
-	assert.Equal(t, "/var/tmp/thinkube-0/"+f.name, got.text("program"))
+	assert.Equal(t, "/var/tmp/thinkube-0/"+f.program.Name(), got.text("program"))
 }
 
 func TestFullDisk(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *farm, environ []string) {
+	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
 		f.forget(t)
 
-		ways := map[string]map[string]any{"host": ssh(fullUser, 1, nil)}
+		ways := map[string]map[string]any{"host": ssh(farm.Full, 1, nil)}
 		got := f.play(t, environ, "one", one(nil, ways), setup{}).of(t, "host", "one")
 
 		assert.Equal(t, "failed", got.Event)
@@ -105,10 +107,10 @@ func TestNoPlaceAtAll(t *testing.T) {
 	f := hosts(t)
 	f.forget(t)
 
-	uid := f.uid(noexecUser)
-	f.inside(t, fmt.Sprintf("touch /var/tmp/thinkube-%d; ln -s /home/%s /tmp/thinkube-%d; chown -h %[1]d /tmp/thinkube-%[1]d", uid, noexecUser, uid))
+	uid := farm.UID(farm.Noexec)
+	f.inside(t, fmt.Sprintf("touch /var/tmp/thinkube-%d; ln -s /home/%s /tmp/thinkube-%d; chown -h %[1]d /tmp/thinkube-%[1]d", uid, farm.Noexec, uid))
 
-	ways := map[string]map[string]any{"host": ssh(noexecUser, 1, nil)}
+	ways := map[string]map[string]any{"host": ssh(farm.Noexec, 1, nil)}
 	got := f.play(t, os.Environ(), "one", one(nil, ways), setup{}).of(t, "host", "one")
 
 	assert.Equal(t, "failed", got.Event)
@@ -124,8 +126,8 @@ func TestDamagedProgram(t *testing.T) {
 	f := hosts(t)
 	f.forget(t)
 
-	path := "/home/" + plainUser + "/.cache/thinkube/" + f.name
-	ways := map[string]map[string]any{"host": ssh(plainUser, 1, nil)}
+	path := "/home/" + farm.Plain + "/.cache/thinkube/" + f.program.Name()
+	ways := map[string]map[string]any{"host": ssh(farm.Plain, 1, nil)}
 
 	damages := []string{
 		"true", // uploads it
@@ -154,35 +156,31 @@ func TestUploadDamagedOnTheWay(t *testing.T) {
 	f := hosts(t)
 	f.forget(t)
 
-	arch := runtime.GOARCH
-	require.NoError(t, f.makeCollection("damaged", map[string][]byte{
-		"thinkube_linux_" + arch + ".gz":     f.program,
-		"thinkube_linux_" + arch + ".sha256": []byte(hex.EncodeToString(make([]byte, 32)) + "\n"),
-	}))
+	damaged := f.program
+	damaged.SHA256 = hex.EncodeToString(make([]byte, 32))
+	require.NoError(t, farm.WriteCollection(f.Path("damaged"), "../..", damaged))
 
-	ways := map[string]map[string]any{"host": ssh(plainUser, 1, nil)}
+	ways := map[string]map[string]any{"host": ssh(farm.Plain, 1, nil)}
 	got := f.play(t, os.Environ(), "one", one(nil, ways), setup{collections: "damaged"}).of(t, "host", "one")
 
 	assert.Equal(t, "failed", got.Event)
-	assert.Contains(t, got.text("msg"), "is not what was sent: sha256 "+hexOf(f.name)[:32])
-	assert.Empty(t, f.inside(t, "ls -A /home/"+plainUser+"/.cache/thinkube"))
+	assert.Contains(t, got.text("msg"), "is not what was sent: sha256 "+f.program.SHA256)
+	assert.Empty(t, f.inside(t, "ls -A /home/"+farm.Plain+"/.cache/thinkube"))
 }
-
-func hexOf(name string) string { return name[strings.LastIndex(name, "-")+1:] }
 
 func TestOldProgramsAreRemoved(t *testing.T) {
 	f := hosts(t)
 	f.forget(t)
 
-	folder := "/home/" + plainUser + "/.cache/thinkube"
-	prefix := f.name[:strings.LastIndex(f.name, "-")+1]
+	folder := "/home/" + farm.Plain + "/.cache/thinkube"
+	prefix := f.program.Name()[:strings.LastIndex(f.program.Name(), "-")+1]
 	f.inside(t, fmt.Sprintf(`mkdir -p %[1]s; cd %[1]s; touch -d '2 hours ago' %[2]sold %[2]sold.part-1 thinkube_linux_other-old users_own; touch %[2]snew
-chown -R %[3]s /home/%[3]s/.cache`, folder, prefix, plainUser))
+chown -R %[3]s /home/%[3]s/.cache`, folder, prefix, farm.Plain))
 
-	ways := map[string]map[string]any{"host": ssh(plainUser, 1, nil)}
+	ways := map[string]map[string]any{"host": ssh(farm.Plain, 1, nil)}
 	assert.Equal(t, "ok", f.play(t, os.Environ(), "one", one(nil, ways), setup{}).of(t, "host", "one").Event)
 
-	want := strings.Fields(f.inside(t, fmt.Sprintf("printf '%%s\\n' %s %snew thinkube_linux_other-old users_own | LC_ALL=C sort", f.name, prefix)))
+	want := strings.Fields(f.inside(t, fmt.Sprintf("printf '%%s\\n' %s %snew thinkube_linux_other-old users_own | LC_ALL=C sort", f.program.Name(), prefix)))
 	assert.Equal(t, want, strings.Fields(f.inside(t, "LC_ALL=C ls -A "+folder)))
 }
 
@@ -192,7 +190,7 @@ func TestRacingUploads(t *testing.T) {
 
 	ways := map[string]map[string]any{}
 	for i := 1; i <= 10; i++ {
-		ways[fmt.Sprint("host", i)] = ssh(plainUser, i, nil)
+		ways[fmt.Sprint("host", i)] = ssh(farm.Plain, i, nil)
 	}
 
 	// Connections first, so that the uploads come at once.
@@ -202,13 +200,13 @@ func TestRacingUploads(t *testing.T) {
 	play := f.play(t, os.Environ(), "racing", inventory{hosts: ways}, setup{args: []string{"-vvv"}})
 	assert.Equal(t, 0, play.code, play.output)
 	assert.Greater(t, strings.Count(play.output, "uploading thinkube_linux_"), 1, "the test's own condition")
-	assert.Equal(t, f.name, f.inside(t, "ls -A /home/"+plainUser+"/.cache/thinkube"))
+	assert.Equal(t, f.program.Name(), f.inside(t, "ls -A /home/"+farm.Plain+"/.cache/thinkube"))
 }
 
 func TestUnknownMachine(t *testing.T) {
 	f := hosts(t)
 
-	folder, err := os.MkdirTemp(f.folder, "bin")
+	folder, err := os.MkdirTemp(f.Folder, "bin")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(folder, "uname"), []byte("#!/bin/sh\necho Linux riscv64\n"), 0o755))
 
@@ -221,12 +219,12 @@ func TestUnknownMachine(t *testing.T) {
 
 func TestCheckoutWithoutPrograms(t *testing.T) {
 	f := hosts(t)
-	require.NoError(t, f.makeCollection("empty", nil))
+	require.NoError(t, farm.WriteCollection(f.Path("empty"), "../.."))
 
-	ways := map[string]map[string]any{"host": ssh(plainUser, 1, nil)}
+	ways := map[string]map[string]any{"host": ssh(farm.Plain, 1, nil)}
 	got := f.play(t, os.Environ(), "one", one(nil, ways), setup{collections: "empty"}).of(t, "host", "one")
 
 	assert.Equal(t, "failed", got.Event)
-	assert.Contains(t, got.text("msg"), "the collection has no programs in "+f.path("empty"))
+	assert.Contains(t, got.text("msg"), "the collection has no programs in "+f.Path("empty"))
 	assert.Contains(t, got.text("hint"), `run "make build"`)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinkube/infra/tests/ansible219"
+	"github.com/thinkube/infra/tests/transport/farm"
 )
 
 // inventory is the hosts of a play, by name; vars is group_vars of all of them, as text.
@@ -49,7 +50,7 @@ type setup struct {
 }
 
 // eachCore runs a test with the installed ansible-core and with 2.19.
-func eachCore(t *testing.T, test func(t *testing.T, f *farm, environ []string)) {
+func eachCore(t *testing.T, test func(t *testing.T, f *testHosts, environ []string)) {
 	t.Helper()
 
 	f := hosts(t)
@@ -70,10 +71,10 @@ func eachCore(t *testing.T, test func(t *testing.T, f *farm, environ []string)) 
 }
 
 // play runs testdata/plays/<name>.yml.
-func (f *farm) play(t *testing.T, environ []string, name string, hosts inventory, how setup) run {
+func (f *testHosts) play(t *testing.T, environ []string, name string, hosts inventory, how setup) run {
 	t.Helper()
 
-	folder, err := os.MkdirTemp(f.path("runs"), "")
+	folder, err := os.MkdirTemp(f.Path("runs"), "")
 	require.NoError(t, err)
 
 	record := filepath.Join(folder, "record")
@@ -87,7 +88,7 @@ func (f *farm) play(t *testing.T, environ []string, name string, hosts inventory
 	defer cancel()
 
 	play := filepath.Join(folder, "play.yml")
-	require.NoError(t, command("", "cp", "testdata/plays/"+name+".yml", play))
+	require.NoError(t, command("cp", "testdata/plays/"+name+".yml", play))
 	require.NoError(t, os.WriteFile(filepath.Join(folder, "ansible.cfg"), nil, 0o644))
 
 	testdata, err := filepath.Abs("testdata")
@@ -96,13 +97,13 @@ func (f *farm) play(t *testing.T, environ []string, name string, hosts inventory
 	playbook := exec.CommandContext(ctx, "sh", append([]string{"-c", `exec ansible-playbook "$@"`, "sh", "-i", filepath.Join(folder, "inventory.json"), play}, how.args...)...)
 	playbook.Dir = folder
 	playbook.Env = append(environ,
-		"HOME="+f.path("controller"),
+		"HOME="+f.Path("controller"),
 		"ANSIBLE_CONFIG="+filepath.Join(folder, "ansible.cfg"),
-		"ANSIBLE_COLLECTIONS_PATH="+f.path(how.collections),
+		"ANSIBLE_COLLECTIONS_PATH="+f.Path(how.collections),
 		"ANSIBLE_CALLBACK_PLUGINS="+filepath.Join(testdata, "callback"),
 		"ANSIBLE_CONNECTION_PLUGINS="+filepath.Join(testdata, "connection"),
 		"ANSIBLE_CALLBACKS_ENABLED=record",
-		"ANSIBLE_SSH_CONTROL_PATH_DIR="+f.path("control"),
+		"ANSIBLE_SSH_CONTROL_PATH_DIR="+f.Path("control"),
 		"ANSIBLE_FORKS=10",
 		"RECORD_TO="+record,
 		"PYTHONDONTWRITEBYTECODE=1",
@@ -119,7 +120,7 @@ func (f *farm) play(t *testing.T, environ []string, name string, hosts inventory
 	return run{code: playbook.ProcessState.ExitCode(), output: string(output), results: readRecord(t, record)}
 }
 
-func (f *farm) writeInventory(t *testing.T, folder string, hosts inventory) {
+func (f *testHosts) writeInventory(t *testing.T, folder string, hosts inventory) {
 	t.Helper()
 
 	ways := map[string]any{}
@@ -128,8 +129,8 @@ func (f *farm) writeInventory(t *testing.T, folder string, hosts inventory) {
 	}
 
 	common := map[string]any{
-		"ansible_port":                 f.port,
-		"ansible_ssh_private_key_file": f.path("key"),
+		"ansible_port":                 f.Port,
+		"ansible_ssh_private_key_file": f.Path("key"),
 		"ansible_ssh_common_args":      "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
 		// Nothing here may need Python on a host.
 		"ansible_python_interpreter": "/nonexistent/python",
@@ -209,10 +210,19 @@ func (r result) text(keys ...string) string {
 
 // ssh is the variables of a host that is reached by ssh; more wins.
 func ssh(user string, n int, more map[string]any) map[string]any {
-	vars := map[string]any{"ansible_host": address(n), "ansible_user": user}
+	vars := map[string]any{"ansible_host": farm.Address(n), "ansible_user": user}
 	for name, value := range more {
 		vars[name] = value
 	}
 
 	return vars
+}
+
+func command(name string, args ...string) error {
+	output, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, output)
+	}
+
+	return nil
 }

@@ -10,17 +10,19 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/transport/farm"
 )
 
 // TestImpossibleWays has ways that cannot work, and must say so.
 func TestImpossibleWays(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *farm, environ []string) {
+	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
 		ways := map[string]map[string]any{
-			"su":             ssh(sudoUser, 1, map[string]any{"ansible_become": true, "ansible_become_method": "su", "ansible_become_password": password}),
+			"su":             ssh(farm.Sudo, 1, map[string]any{"ansible_become": true, "ansible_become_method": "su", "ansible_become_password": farm.Password}),
 			"terminal":       {"ansible_connection": "terminal"},
-			"closed":         ssh(plainUser, 1, map[string]any{"ansible_port": 9}),
-			"wrong_password": ssh(sudoUser, 2, map[string]any{"ansible_become": true, "ansible_become_password": "wrong"}),
-			"no_password":    ssh(sudoUser, 3, map[string]any{"ansible_become": true}),
+			"closed":         ssh(farm.Plain, 1, map[string]any{"ansible_port": 9}),
+			"wrong_password": ssh(farm.Sudo, 2, map[string]any{"ansible_become": true, "ansible_become_password": "wrong"}),
+			"no_password":    ssh(farm.Sudo, 3, map[string]any{"ansible_become": true}),
 		}
 		play := f.play(t, environ, "one", one(nil, ways), setup{})
 
@@ -43,14 +45,14 @@ func TestImpossibleWays(t *testing.T) {
 
 // TestNothingSecretIsShown looks for the arguments and the key of a task in all that Ansible can be made to print.
 func TestNothingSecretIsShown(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *farm, environ []string) {
+	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
 		f.forget(t)
 		f.emptyNote(t, "key")
 
 		secret := "correct horse battery staple"
 		// The value is read where the play runs, so that Ansible's display of the variables does not have it.
-		task := map[string]any{"do": "nothing", "log": f.path("notes/key"), "password": "{{ lookup('env', 'THE_SECRET') }}"}
-		ways := map[string]map[string]any{"host": ssh(plainUser, 1, nil), "root": ssh(plainUser, 2, map[string]any{"ansible_become": true})}
+		task := map[string]any{"do": "nothing", "log": f.Path("notes/key"), "password": "{{ lookup('env', 'THE_SECRET') }}"}
+		ways := map[string]map[string]any{"host": ssh(farm.Plain, 1, nil), "root": ssh(farm.Plain, 2, map[string]any{"ansible_become": true})}
 
 		for _, vars := range ways {
 			vars["hidden"] = true
@@ -58,14 +60,14 @@ func TestNothingSecretIsShown(t *testing.T) {
 
 		play := f.play(t, environ, "one", one(task, ways), setup{
 			args: []string{"-vvvv"},
-			env:  []string{"THE_SECRET=" + secret, "ANSIBLE_DEBUG=1", "ANSIBLE_LOG_PATH=" + f.path("notes/ansible.log")},
+			env:  []string{"THE_SECRET=" + secret, "ANSIBLE_DEBUG=1", "ANSIBLE_LOG_PATH=" + f.Path("notes/ansible.log")},
 		})
 		require.Equal(t, 0, play.code, play.output)
 
-		log, err := os.ReadFile(f.path("notes/ansible.log"))
+		log, err := os.ReadFile(f.Path("notes/ansible.log"))
 		require.NoError(t, err)
 
-		keys, err := os.ReadFile(f.path("notes/key"))
+		keys, err := os.ReadFile(f.Path("notes/key"))
 		require.NoError(t, err)
 		require.Len(t, strings.Fields(string(keys)), 2)
 		assert.Contains(t, play.output, "EXEC ssh", "the test's own condition")

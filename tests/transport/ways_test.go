@@ -12,20 +12,22 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/transport/farm"
 )
 
 // TestEveryWay runs the same tasks over every way to a host and expects the same of them, on hosts whose Python
 // cannot be found.
 func TestEveryWay(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *farm, environ []string) {
+	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
 		f.forget(t)
 
 		ways := map[string]map[string]any{
-			"pipelined":      ssh(plainUser, 1, map[string]any{"ansible_pipelining": true}),
-			"not_pipelined":  ssh(plainUser, 2, map[string]any{"ansible_pipelining": false}),
-			"root":           ssh(plainUser, 3, map[string]any{"ansible_become": true}),
-			"root_password":  ssh(sudoUser, 4, map[string]any{"ansible_become": true, "ansible_become_password": password}),
-			"other_user":     ssh(plainUser, 5, map[string]any{"ansible_become": true, "ansible_become_user": otherUser}),
+			"pipelined":      ssh(farm.Plain, 1, map[string]any{"ansible_pipelining": true}),
+			"not_pipelined":  ssh(farm.Plain, 2, map[string]any{"ansible_pipelining": false}),
+			"root":           ssh(farm.Plain, 3, map[string]any{"ansible_become": true}),
+			"root_password":  ssh(farm.Sudo, 4, map[string]any{"ansible_become": true, "ansible_become_password": farm.Password}),
+			"other_user":     ssh(farm.Plain, 5, map[string]any{"ansible_become": true, "ansible_become_user": farm.Other}),
 			"local":          {"ansible_connection": "local"},
 			"like_container": {"ansible_connection": "container", "ansible_host": f.busyboxHost(t)},
 		}
@@ -34,9 +36,9 @@ func TestEveryWay(t *testing.T) {
 			names = append(names, name)
 		}
 
-		ways["second"] = ssh(plainUser, 6, nil)
+		ways["second"] = ssh(farm.Plain, 6, nil)
 
-		vaultFile := filepath.Join(f.folder, "vault-password")
+		vaultFile := filepath.Join(f.Folder, "vault-password")
 		require.NoError(t, os.WriteFile(vaultFile, []byte("vault password\n"), 0o600))
 
 		vault, err := exec.Command("ansible-vault", "encrypt_string", "--vault-password-file", vaultFile, "from the vault").Output()
@@ -52,7 +54,7 @@ func TestEveryWay(t *testing.T) {
 	})
 }
 
-func checkWay(t *testing.T, f *farm, play run, way string) {
+func checkWay(t *testing.T, f *testHosts, play run, way string) {
 	t.Helper()
 
 	kept := play.of(t, way, "arguments keep their types")
@@ -69,9 +71,9 @@ func checkWay(t *testing.T, f *farm, play run, way string) {
 	env := play.of(t, way, "environment")
 	assert.Equal(t, "it's $HOME", env.text("env", "GREETING"))
 	assert.Equal(t, "7", env.text("env", "NUMBER"))
-	assert.True(t, strings.HasSuffix(env.text("program"), "/.cache/thinkube/"+f.name), env.text("program"))
+	assert.True(t, strings.HasSuffix(env.text("program"), "/.cache/thinkube/"+f.program.Name()), env.text("program"))
 
-	uids := map[string]int{"pipelined": f.uid(plainUser), "not_pipelined": f.uid(plainUser), "other_user": f.uid(otherUser)}
+	uids := map[string]int{"pipelined": farm.UID(farm.Plain), "not_pipelined": farm.UID(farm.Plain), "other_user": farm.UID(farm.Other)}
 	assert.EqualValues(t, uids[way], env.Result["user"])
 
 	check := play.of(t, way, "check and diff")
@@ -112,15 +114,15 @@ func checkWay(t *testing.T, f *farm, play run, way string) {
 
 	assert.Equal(t, "caf\ufffd", play.of(t, way, "bytes that are no UTF-8").text("text"))
 	assert.Equal(t, "from the vault", play.of(t, way, "a vault value").text("args", "password"))
-	assert.Contains(t, play.of(t, way, "another host for this task").text("env", "SSH_CONNECTION"), " "+address(6)+" ")
+	assert.Contains(t, play.of(t, way, "another host for this task").text("env", "SSH_CONNECTION"), " "+farm.Address(6)+" ")
 	assert.Equal(t, "ok", play.of(t, way, "still reachable").Event)
 }
 
 // busyboxHost makes a folder that is a host with nothing but busybox: no Python, no bash, no coreutils.
-func (f *farm) busyboxHost(t *testing.T) string {
+func (f *testHosts) busyboxHost(t *testing.T) string {
 	t.Helper()
 
-	root, err := os.MkdirTemp(f.folder, "host")
+	root, err := os.MkdirTemp(f.Folder, "host")
 	require.NoError(t, err)
 
 	for _, folder := range []string{"bin", "root", "dev", "tmp", "var"} {
@@ -129,9 +131,9 @@ func (f *farm) busyboxHost(t *testing.T) string {
 
 	busybox, err := exec.LookPath("busybox")
 	require.NoError(t, err)
-	require.NoError(t, command("", "cp", busybox, filepath.Join(root, "bin/busybox")))
-	require.NoError(t, command("", "chroot", root, "/bin/busybox", "--install", "/bin"))
-	require.NoError(t, command("", "mknod", "-m", "666", filepath.Join(root, "dev/null"), "c", "1", "3"))
+	require.NoError(t, command("cp", busybox, filepath.Join(root, "bin/busybox")))
+	require.NoError(t, command("chroot", root, "/bin/busybox", "--install", "/bin"))
+	require.NoError(t, command("mknod", "-m", "666", filepath.Join(root, "dev/null"), "c", "1", "3"))
 
 	return root
 }
