@@ -237,11 +237,11 @@ func ours(t *testing.T, one recorded) answer {
 	case one.Args["_ansible_check_mode"] == true && !spec.SupportsCheckMode:
 		got.Skipped, got.Msg = true, SkipText("t.bin.x")
 	default:
-		got.Params = comparable(t, mask.Value(decoded.Params))
+		got.Params = normal(t, mask.Value(decoded.Params))
 	}
 
 	if one.Result["invocation"] != nil {
-		got.Invocation = comparable(t, map[string]any{"module_args": mask.Value(decoded.Params)})
+		got.Invocation = normal(t, map[string]any{"module_args": mask.Value(decoded.Params)})
 	}
 
 	return sortBooleans(got)
@@ -260,11 +260,11 @@ func theirs(t *testing.T, one recorded) answer {
 	}
 
 	if result["params"] != nil {
-		got.Params = comparable(t, result["params"])
+		got.Params = normal(t, result["params"])
 	}
 
 	if result["invocation"] != nil {
-		got.Invocation = comparable(t, result["invocation"])
+		got.Invocation = normal(t, result["invocation"])
 	}
 
 	warnings, _ := result["warnings"].([]any)
@@ -306,8 +306,8 @@ func message(value any) string {
 	}
 }
 
-// comparable goes through JSON, as a result does, and makes equal numbers equal: 1 and 1.0.
-func comparable(t *testing.T, value any) any {
+// normal goes through JSON, as a result does, and makes equal numbers equal: 1 and 1.0.
+func normal(t *testing.T, value any) any {
 	t.Helper()
 
 	text, err := json.Marshal(value)

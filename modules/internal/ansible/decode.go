@@ -39,10 +39,13 @@ func SkipText(moduleName string) string {
 // decoded JSON with numbers as json.Number; it is not changed. Every key that starts with `_ansible_` is ignored.
 //
 // The result is never nil: with an error it holds what was known until then, and always all secrets, so that the error
-// text can be masked. Only the first error is told, as in core.
+// text can be masked. Only the first error is told, as in core; what core would have warned of after it is not.
 //
-// Where core crashes, gives a random order, or depends on the order of keys in a dict: docs of the tests in
-// argspec_test.go list it.
+// Core crashes on some arguments (a list given to a dict with sub-options, infinity given to an int); here they are
+// ordinary errors. What is random in core has a fixed order: the valid booleans, the supported parameters when there are
+// unsupported ones at several levels. The keys of a dict that becomes text are sorted. Not taken, though core does:
+// digits of other scripts in numbers, [sign, digits, exponent] as an int, sets, bytes and complex numbers in a dict that
+// is written as a Python literal. Nesting and numbers are bounded by maxDepth and maxDigits.
 func (s *Spec) Decode(moduleName string, raw map[string]any) (*Decoded, error) {
 	return s.DecodeEnv(moduleName, raw, os.LookupEnv)
 }

@@ -326,3 +326,19 @@ func FuzzConversions(f *testing.F) {
 		_, _ = parseDuration(text)
 	})
 }
+
+// BenchmarkDecode is what a task costs from decoded JSON to the argument struct, with a struct of 32 options.
+func BenchmarkDecode(b *testing.B) {
+	raw := rawArgs(b, `{"text": "t", "secret": "hunter2", "disks": [{"path": "/a"}, {"path": "/b"}], "config": {"a": 1}, "words": "a,b"}`)
+
+	for range b.N {
+		var args everyType
+
+		spec, err := SpecOf(args, Rules{})
+		require.NoError(b, err)
+
+		decoded, err := spec.DecodeEnv("t.bin.x", raw, testEnv)
+		require.NoError(b, err)
+		require.NoError(b, Bind(decoded.Params, &args))
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -333,7 +334,7 @@ func (m *Masker) number(value any) any {
 func (m *Masker) dict(dict map[string]any, keep []string, depth int) any {
 	out := make(map[string]any, len(dict))
 
-	for key, item := range dict {
+	for _, key := range slices.Sorted(maps.Keys(dict)) {
 		name := key
 		if !slices.Contains(keep, key) {
 			name = m.text(key, &m.keys)
@@ -347,7 +348,7 @@ func (m *Masker) dict(dict map[string]any, keep []string, depth int) any {
 			name = fmt.Sprintf("%s (%d)", free, i) // two keys were hidden
 		}
 
-		out[name] = m.value(item, keep, depth+1)
+		out[name] = m.value(dict[key], keep, depth+1)
 	}
 
 	return out

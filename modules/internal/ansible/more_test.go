@@ -140,7 +140,7 @@ func TestMoreArguments(t *testing.T) {
 			given[option] = got.Params[option]
 		}
 
-		assert.Equal(t, comparable(t, want.Params), comparable(t, given), string(name))
+		assert.Equal(t, normal(t, want.Params), normal(t, given), string(name))
 
 		var deprecations []string
 		for _, note := range got.Deprecations {
