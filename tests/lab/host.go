@@ -319,7 +319,15 @@ func (h *Host) kill(ctx context.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// The supervisor first: it would boot the host again.
+	if leader, err := h.leader(); err == nil {
+		if err := leader.signal(syscall.SIGKILL); err != nil {
+			return err
+		}
+		// Its parents end by themselves then, each waiting for its child as it should.
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		_ = run.waitGone(soon)
+		cancel()
+	}
 	victims := []process{run.process}
 	if run.alive() {
 		for _, pid := range descendants(run.PID) {

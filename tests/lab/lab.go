@@ -254,7 +254,7 @@ func makeKey(ctx context.Context, path, comment string) error {
 
 // bringUp takes whatever state the lab is in to all hosts ready.
 func (l *Lab) bringUp(ctx context.Context) error {
-	if err := l.raiseSysctls(); err != nil {
+	if err := l.raiseSysctls(ctx); err != nil {
 		return fmt.Errorf("raising inotify limits: %w", err)
 	}
 	if err := l.ensureBridge(ctx); err != nil {
@@ -406,7 +406,7 @@ func down(ctx context.Context, cfg Config) error {
 	if err := killCgroups(ctx, s.Cgroups); err != nil {
 		return err
 	}
-	if err := errors.Join(l.removeNetwork(ctx), l.restoreSysctls(), l.detachLoops(ctx)); err != nil {
+	if err := errors.Join(l.removeNetwork(ctx), l.restoreSysctls(ctx), l.detachLoops(ctx)); err != nil {
 		return err
 	}
 	if l.state.Inventory != "" {

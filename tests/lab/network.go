@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -54,7 +55,9 @@ func (s *state) address(index int) netip.Addr {
 func (s *state) linkName(host string) string { return s.Name + "-" + host }
 
 // mark is the alias that our links carry, so that nobody else's link of the same name is touched.
-func (l *Lab) mark() string { return "thinkube-lab " + l.cfg.Dir }
+func (l *Lab) mark() string { return markPrefix + l.cfg.Dir }
+
+const markPrefix = "thinkube-lab "
 
 // checkFree refuses a subnet or a bridge name that something else uses.
 func (l *Lab) checkFree(ctx context.Context) error {
@@ -167,12 +170,21 @@ func (l *Lab) removeNetwork(ctx context.Context) error {
 		ours := each.Alias == l.mark() || each.Alias == ""
 		if each.Name == l.state.Bridge && each.Kind.Name == "bridge" && ours ||
 			each.Kind.Name == "veth" && each.Alias == l.mark() {
-			if _, err := output(ctx, "ip", "link", "delete", each.Name); err != nil {
+			if err := deleteLink(ctx, each.Name); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// deleteLink deletes a link that may go by itself meanwhile, with the namespace its other end is in.
+func deleteLink(ctx context.Context, name string) error {
+	_, err := output(ctx, "ip", "link", "delete", name)
+	if _, gone := os.Stat(filepath.Join("/sys/class/net", name)); errors.Is(gone, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // plugIn gives the namespace of a process its network card, with the other end on the bridge.
@@ -186,7 +198,9 @@ func (l *Lab) plugIn(ctx context.Context, h hostState, pid int) error {
 		if strings.TrimSpace(string(alias)) != l.mark() {
 			return fmt.Errorf("link %q exists and is not this lab's: choose another lab name", name)
 		}
-		_, _ = output(ctx, "ip", "link", "delete", name)
+		if err := deleteLink(ctx, name); err != nil {
+			return err
+		}
 	}
 	if _, err := output(ctx, "ip", "link", "add", name, "master", l.state.Bridge, "type", "veth",
 		"peer", "name", "eth0", "address", mac, "netns", strconv.Itoa(pid)); err != nil {
@@ -196,8 +210,24 @@ func (l *Lab) plugIn(ctx context.Context, h hostState, pid int) error {
 	return err
 }
 
-// raiseSysctls raises what many systemds on one kernel run short of, and notes the old values.
-func (l *Lab) raiseSysctls() error {
+// otherLabs are the folders of labs beside this one, by the marks on their bridges.
+func (l *Lab) otherLabs(ctx context.Context) ([]string, error) {
+	links, err := readLinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, each := range links {
+		if dir, ok := strings.CutPrefix(each.Alias, markPrefix); ok && each.Kind.Name == "bridge" && dir != l.cfg.Dir {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs, nil
+}
+
+// raiseSysctls raises what many systemds on one kernel run short of, and notes the old value. Several
+// labs share it: each knows the first value, and the last one to go restores it.
+func (l *Lab) raiseSysctls(ctx context.Context) error {
 	const key = "fs/inotify/max_user_instances"
 	path := "/proc/sys/" + key
 	have, err := os.ReadFile(path)
@@ -205,19 +235,32 @@ func (l *Lab) raiseSysctls() error {
 		return err
 	}
 	old := strings.TrimSpace(string(have))
-	if n, err := strconv.Atoi(old); err != nil || n >= inotifyInstances {
-		return err
-	}
 	if _, noted := l.state.Sysctls[key]; !noted {
+		others, err := l.otherLabs(ctx)
+		if err != nil {
+			return err
+		}
+		for _, dir := range others {
+			if other, err := readState(dir); err == nil {
+				old = first(other.Sysctls[key], old)
+			}
+		}
 		l.state.Sysctls = map[string]string{key: old}
 		if err := l.saveState(); err != nil {
 			return err
 		}
 	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(have))); err != nil || n >= inotifyInstances {
+		return err
+	}
 	return os.WriteFile(path, []byte(strconv.Itoa(inotifyInstances)), 0o644)
 }
 
-func (l *Lab) restoreSysctls() error {
+func (l *Lab) restoreSysctls(ctx context.Context) error {
+	others, err := l.otherLabs(ctx)
+	if err != nil || len(others) > 0 {
+		return err
+	}
 	var errs []error
 	for key, value := range l.state.Sysctls {
 		errs = append(errs, os.WriteFile("/proc/sys/"+key, []byte(value), 0o644))

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -113,7 +114,7 @@ func up(ctx context.Context, c *call) error {
 	cfg := lab.Config{Log: c.stderr}
 	c.flags.IntVar(&cfg.Hosts, "n", 0, "number of hosts of a new lab (default 3)")
 	c.flags.StringVar(&cfg.Name, "name", "", "name of the lab (default thinkube)")
-	c.flags.StringVar(&cfg.Inventory, "inventory", "inventory/lab.yaml", "where to write the inventory; empty for none")
+	c.flags.StringVar(&cfg.Inventory, "inventory", "", "where to write the inventory (default inventory/lab.yaml of the checkout)")
 	subnet := c.flags.String("subnet", "", "an IPv4 /24 (default 10.77.0.0/24)")
 	if _, err := c.operands(0, 0); err != nil {
 		return err
@@ -124,10 +125,31 @@ func up(ctx context.Context, c *call) error {
 			return err
 		}
 	}
+	if _, err := lab.Open(lab.Config{}); errors.Is(err, lab.ErrNotUp) && cfg.Inventory == "" {
+		if cfg.Inventory, err = defaultInventory(); err != nil {
+			return err
+		}
+	}
 	if _, err := lab.Up(ctx, cfg); err != nil {
 		return err
 	}
 	return status(ctx, &call{flags: c.flags, stdout: c.stdout, stderr: c.stderr})
+}
+
+// defaultInventory is inventory/lab.yaml of the checkout that we are called in.
+func defaultInventory() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "galaxy.yml")); err == nil {
+			return filepath.Join(dir, "inventory", "lab.yaml"), nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("no checkout (a folder with galaxy.yml) at or above %q: name a file with --inventory", start)
+		}
+	}
 }
 
 func down(ctx context.Context, c *call) error {

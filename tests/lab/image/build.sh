@@ -153,12 +153,14 @@ step "making the hosts' own package source"
 mkdir -p "$base/srv/apt"
 while read -r name version arch; do
     grep -qx "$name" "$out/base.packages" && continue
-    deb=${name}_$(echo "$version" | sed 's/:/%3a/')_$arch.deb
-    cp "$debs/$deb" "$base/srv/apt/"
-    dpkg-deb -f "$debs/$deb"
-    echo "Filename: ./$(echo "$deb" | sed 's/%/%25/g')"
-    echo "Size: $(stat -c %s "$debs/$deb")"
-    echo "SHA256: $(sha256sum "$debs/$deb" | cut -d' ' -f1)"
+    # apt keeps a version's epoch in the file's name, with an escape that a path should not have.
+    from=$debs/${name}_$(echo "$version" | sed 's/:/%3a/')_$arch.deb
+    deb=${name}_${version#*:}_$arch.deb
+    cp "$from" "$base/srv/apt/$deb"
+    dpkg-deb -f "$from"
+    echo "Filename: ./$deb"
+    echo "Size: $(stat -c %s "$from")"
+    echo "SHA256: $(sha256sum "$from" | cut -d' ' -f1)"
     echo
 done <"$out/all.packages" >"$out/Packages"
 mv "$out/Packages" "$base/srv/apt/Packages"
