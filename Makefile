@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make` alone lists the targets. demo and test do all the set-up themselves.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# Shells that are no login shells (root's, sudo's, those of CI) often miss the folder that Go's installer uses.
+export PATH := $(PATH):/usr/local/go/bin
+# A version stamp would give every commit programs of other bytes, and every host a new upload; and git refuses to
+# tell root about a checkout that belongs to a user.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+# What playbooks need to find this checkout, also where the folder is writable by others and ansible.cfg is ignored.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+ARCHES := amd64 arm64
+VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
+PROGRAMS := $(ARCHES:%=libexec/thinkube_linux_%.gz)
+TARBALL := dist/thinkube-infra-$(VERSION).tar.gz
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w'
+# Whatever may end up in a program; tests and their data do not.
+GO_SOURCES := go.mod go.sum $(shell find modules -type f ! -name '*_test.go' ! -path '*/testdata/*')
+COLLECTION_FILES := galaxy.yml README.md CHANGELOG.md LICENSE $(shell find LICENSES changelogs docs meta playbooks plugins roles \
+	inventory/reference.yaml -type f ! -name '*.pyc' 2>/dev/null)
+
+# Pinned, and run without a line in go.mod: no program of ours is built with them.
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTESTSUM := go run gotest.tools/gotestsum@v1.13.0
+
+# A tool and the package that has it; why each is needed is in docs/dependencies.md.
+TOOLS_DEMO := ansible-playbook=ansible-core debootstrap=debootstrap systemd-nspawn=systemd-container \
+	ip=iproute2 ssh=openssh-client perl=perl-base gzip=gzip git=git ca-certificates=ca-certificates
+TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sudo=sudo busybox=busybox-static openssl=openssl \
+	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
+	dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
+
+.PHONY: help
+help: ## list the targets
+	@echo "The two commands that do all the set-up (as root, on Debian or Ubuntu with Go):"
+	@echo "  make demo   three hosts become an LXD cluster on this machine"
+	@echo "  make test   every test"
+	@echo
+	@echo "All targets:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+# --- set-up
+
+.PHONY: root go deps deps-demo
+root:
+	@if [ "$$(id -u)" != 0 ]; then echo "this needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; fi
+
+go:
+	@command -v go >/dev/null || { echo "Go is missing, also from /usr/local/go/bin: install it from https://go.dev/dl (version in go.mod, or newer)" >&2; exit 1; }
+
+# $(1): tool=package...; installs the packages whose tool is missing.
+define install
+	@missing=
+	for pair in $(1); do
+	  tool=$${pair%%=*} package=$${pair#*=}
+	  if [ "$$tool" = "$$package" ]; then [ -d "/usr/share/doc/$$package" ] && continue; fi
+	  if ! PATH=$$PATH:/usr/sbin:/sbin command -v "$$tool" >/dev/null; then missing="$$missing $$package"; fi
+	done
+	if [ -z "$$missing" ]; then echo "deps: everything is installed"; exit 0; fi
+	echo "deps: missing:$$missing"
+	if [ "$$(id -u)" != 0 ]; then echo "deps: installing them needs root: sudo make deps" >&2; exit 1; fi
+	echo "deps: apt-get update"
+	apt-get -qq update
+	wanted= ; for package in $$missing; do
+	  if [ -n "$$(apt-cache search --names-only "^$$package$$")" ]; then wanted="$$wanted $$package"
+	  else echo "deps: this distribution has no package $$package; the tests that need it are skipped (and fail under CI=true)"; fi
+	done
+	echo "deps: apt-get install$$wanted"
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $$wanted >/dev/null
+endef
+
+.ONESHELL:
+
+deps: go ## install with apt what is missing for everything (as root)
+	$(call install,$(TOOLS_TEST))
+
+deps-demo: go
+	$(call install,$(TOOLS_DEMO))
+
+# --- programs
+
+.PHONY: build modules collection
+build: $(PROGRAMS) ## the programs that the collection carries to hosts (libexec/)
+
+# Both files take their place together at the end: a play that runs meanwhile reads the sum of what it uploads.
+libexec/thinkube_linux_%.gz: $(GO_SOURCES) | go
+	@mkdir -p libexec
+	new=$$(mktemp -d libexec/.new-XXXXXX)
+	trap 'rm -rf "$$new"' EXIT
+	echo "building $@"
+	GOOS=linux GOARCH=$* $(GO_BUILD) -o "$$new/program" ./modules/bundle
+	sha256sum <"$$new/program" | cut -d ' ' -f 1 >"$$new/sha256"
+	gzip -n -9 <"$$new/program" >"$$new/gz"
+	mv "$$new/gz" $@
+	mv "$$new/sha256" $(@:.gz=.sha256)
+
+modules: go ## every module as a stand-alone program (dist/modules/)
+	@for arch in $(ARCHES); do
+	  for folder in modules/*/cmd; do
+	    module=$$(basename "$$(dirname "$$folder")")
+	    echo "building dist/modules/linux_$$arch/$$module"
+	    GOOS=linux GOARCH=$$arch $(GO_BUILD) -o "dist/modules/linux_$$arch/$$module" "./$$folder"
+	  done
+	done
+
+collection: $(TARBALL) ## the collection as a tarball (dist/)
+
+$(TARBALL): $(PROGRAMS) $(COLLECTION_FILES)
+	@find plugins -name __pycache__ -prune -exec rm -rf {} +
+	ansible-galaxy collection build --force --output-path dist
+
+# --- tests
+
+.PHONY: test test-unit lint lint-go lint-yaml bench
+test: root deps build lint ## every test: lint, units, real LXD, transport, lab, collection (as root)
+	@THINKUBE_LAB=1 $(GOTESTSUM) --format standard-quiet -- -p 1 -count 1 -timeout 60m ./...
+
+test-unit: go ## the tests that need neither root nor network
+	@go test -short $$(go list ./... | grep -v /tests/)
+
+lint: lint-go lint-yaml ## gofmt, go vet, staticcheck, yamllint, ansible-lint, shellcheck
+
+lint-go: go
+	@unformatted=$$(gofmt -l modules tests)
+	if [ -n "$$unformatted" ]; then echo "gofmt -w is needed for:" >&2; echo "$$unformatted" >&2; exit 1; fi
+	go vet ./...
+	go vet -tags faultinject ./modules/...
+	$(STATICCHECK) ./...
+
+lint-yaml:
+	@yamllint --strict .
+	ansible-lint --offline -q
+	find . -name '*.sh' -not -path './.collections/*' -print0 | xargs -0 -r shellcheck
+	shellcheck .ci/run
+
+bench: root deps build ## what a task costs, side by side with Ansible's own
+	@go run ./tests/bench
+
+# --- the lab and the demo
+
+.PHONY: demo lab-up lab-down
+dist/lab: go FORCE
+	@go build -o $@ ./tests/lab/cmd
+FORCE:
+
+lab-up: root deps-demo dist/lab ## boot the lab: three Debian hosts on this machine (as root)
+	@dist/lab up
+
+lab-down: root dist/lab ## remove the lab
+	@dist/lab down
+
+demo: root deps-demo build lab-up ## three hosts become an LXD cluster (as root)
+	@for playbook in 10_setup_lxd_cluster 18_test_lxd_cluster 20_setup_lxd_profiles 28_test_lxd_profiles; do
+	  echo
+	  echo "# ansible-playbook ansible/20_lxd_setup/$$playbook.yaml"
+	  ansible-playbook "ansible/20_lxd_setup/$$playbook.yaml"
+	done
+	show() { echo; echo "# dist/lab exec n1 $$*"; dist/lab exec n1 "$$@"; }
+	show lxc cluster list
+	show lxc storage list
+	show lxc network list
+	show lxc profile list
+	cat <<-'END'
+
+	That was the demo: three hosts are one LXD cluster. What to do now:
+	  dist/lab ssh n1                    log in to a host (n1, n2, n3)
+	  ansible-playbook ansible/20_lxd_setup/10_setup_lxd_cluster.yaml
+	                                     run it again: nothing changes
+	  dist/lab stop n3; ansible-playbook ansible/20_lxd_setup/18_test_lxd_cluster.yaml
+	                                     the test notices; dist/lab start n3 ends it
+	  ansible-playbook ansible/20_lxd_setup/19_rollback_lxd_cluster.yaml
+	                                     says what a rollback would do, and how to do it
+	  make lab-down                      clean up: no process, mount, link or namespace stays
+	END
+
+.PHONY: clean
+clean: ## remove what was built here (not the lab, not its cached image)
+	@rm -rf dist libexec bench-results
