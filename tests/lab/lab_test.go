@@ -223,6 +223,7 @@ func TestLab(t *testing.T) {
 		assert.False(t, old[0].alive(), "the orphan was ended")
 		mustRun(t, again.Hosts()[0], "systemctl is-active ssh")
 		mustRun(t, again.Hosts()[1], "systemctl is-active ssh")
+		waitContainers(ctx, t, n1)
 	})
 
 	during := networks(t, func(pid string) bool {
@@ -344,10 +345,16 @@ profiles: [{name: default, devices: {root: {type: disk, path: /, pool: local}, e
 	require.NoError(t, h.Snapshot(ctx, "withcontainer"))
 	assert.Equal(t, "c1,RUNNING\nc2,RUNNING", mustRun(t, h, "lxc list --format csv -c ns"))
 	require.NoError(t, h.Restore(ctx, "withcontainer"))
+	waitContainers(ctx, t, h)
+}
+
+// waitContainers waits until LXD has started again what ran before its host went down.
+func waitContainers(ctx context.Context, t *testing.T, h *Host) {
+	t.Helper()
 	require.NoError(t, poll(ctx, 200*time.Millisecond, func() (bool, error) {
 		text, err := h.Run(ctx, "lxc list --format csv -c ns")
 		return text == "c1,RUNNING\nc2,RUNNING\n", err
-	}), "LXD starts the containers of a restored host")
+	}))
 }
 
 func joinStory(ctx context.Context, t *testing.T, l *Lab) {
