@@ -47,6 +47,10 @@ func (d Difference) String() string {
 //go:embed ignore.list
 var DefaultIgnore string
 
+// IgnoreLXDDatabase are patterns for what an LXD daemon rewrites in its own files whenever it runs. Take
+// the snapshot after the daemon's first start: that one makes keys and folders.
+var IgnoreLXDDatabase = []string{"file /var/lib/lxd/database/**", "file /var/lib/lxd/database"}
+
 // Diff tells in what the host differs from its snapshot, sorted; nothing when it doesn't. Besides what
 // DefaultIgnore names, it leaves out what matches the patterns given: "KIND KEY" with * for anything
 // but a slash, ** for anything.

@@ -129,6 +129,7 @@ func (h *Host) start(ctx context.Context) error {
 	if bySystemd {
 		// The control groups of such a machine are systemd's; it delegates some in a scope.
 		argv = append([]string{"systemd-run", "--scope", "--collect", "--quiet", "--property=Delegate=yes",
+			"--description=lab host " + h.Name(),
 			"--unit=thinkube-lab-" + h.lab.state.linkName(h.Name()), "--"}, argv...)
 	}
 	cmd := exec.Command(argv[0], argv[1:]...) // outlives the context on purpose

@@ -263,7 +263,11 @@ func (l *Lab) restoreSysctls(ctx context.Context) error {
 	}
 	var errs []error
 	for key, value := range l.state.Sysctls {
-		errs = append(errs, os.WriteFile("/proc/sys/"+key, []byte(value), 0o644))
+		have, err := os.ReadFile("/proc/sys/" + key)
+		if err == nil && strings.TrimSpace(string(have)) != value {
+			err = os.WriteFile("/proc/sys/"+key, []byte(value), 0o644)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
