@@ -9,7 +9,6 @@ import (
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
-	"github.com/thinkube/infra/modules/internal/record"
 )
 
 // Args are the module's options.
@@ -53,7 +52,7 @@ var Module = ansible.Module[Args, State, Values]{
 }
 
 func normalize(args *Args) error {
-	errs := []error{lxdapi.CheckObjectName("name", args.Name)}
+	errs := []error{lxdapi.CheckObjectName("name", args.Name), lxdapi.CheckObjectName("project", args.Project)}
 
 	config, err := lxdapi.MakeConfig("config", args.Config)
 	errs = append(errs, err)
@@ -62,7 +61,7 @@ func normalize(args *Args) error {
 
 	for name, device := range args.Devices {
 		config, err := lxdapi.MakeConfig("devices["+name+"]", device)
-		if err == nil && device != nil && config["type"] == "" && args.Mode == "replace" {
+		if err == nil && len(device) > 0 && config["type"] == "" && args.Mode == "replace" {
 			err = errors.New("devices[" + name + "]: type is missing, for example type: nic")
 		}
 
@@ -73,11 +72,11 @@ func normalize(args *Args) error {
 	return errors.Join(errs...)
 }
 
-func open(ctx context.Context, task *ansible.Task, args Args) (ansible.Host[State], error) {
+func open(ctx context.Context, _ *ansible.Task, args Args) (ansible.Host[State], error) {
 	server, err := lxdapi.Connect(ctx, args.Options)
 	if err != nil {
 		return nil, err
 	}
 
-	return &host{args: args, task: task, server: server, records: record.Open(record.DefaultRoot, "lxd_profile")}, nil
+	return &host{args: args, server: server}, nil
 }

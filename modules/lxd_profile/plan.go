@@ -5,29 +5,26 @@ package lxdprofile
 import (
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
 	"github.com/thinkube/infra/modules/internal/plan"
-	"github.com/thinkube/infra/modules/internal/record"
 )
 
 // The effects; apply.go does them.
 type (
-	createProfile struct{ Profile Profile }
-	updateProfile struct {
-		Before, Profile Profile
-		etag            string
-	}
-	restoreProfile struct {
+	createProfile struct {
 		Profile Profile
+		Marks   lxdapi.Marks
+	}
+	updateProfile struct {
+		Profile Profile
+		Marks   lxdapi.Marks
 		etag    string
 	}
-	deleteProfile struct{ Name string }
-	forgetProfile struct{ Name string } // the profile is gone already; our record of it is not
+	deleteProfile struct{}
 )
 
 func makePlan(args Args, current State) (plan.Plan[State], error) {
@@ -38,21 +35,31 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	out := plan.Plan[State]{After: current}
 	object := fmt.Sprintf("profile %q", args.Name)
 	wanted := makeWanted(args, current.Profile)
-	out.After.Profile = &wanted
-
 	reportKeys(&out, object, wanted)
 
-	switch {
-	case current.Profile == nil:
-		step := out.Add(plan.Create, object, createProfile{wanted}, "%s", summary(wanted))
-		step.After = wanted
-	case !reflect.DeepEqual(*current.Profile, wanted):
-		step := out.Add(plan.Change, object, updateProfile{*current.Profile, wanted, current.etag},
-			"(%s)", strings.Join(differences(*current.Profile, wanted), ", "))
-		step.Before, step.After = *current.Profile, wanted
+	if current.Profile == nil {
+		out.After.Profile, out.After.Marks = &wanted, lxdapi.Marks{Created: true}
+		out.Add(plan.Create, object, createProfile{wanted, out.After.Marks}, "%s", summary(wanted)).After = wanted
+
+		return out, nil
 	}
 
+	before, after := flatten(*current.Profile), flatten(wanted)
+	if maps.Equal(before, after) {
+		return out, nil
+	}
+
+	planUpdate(&out, object, current, wanted, current.Marks.Changed(before, after), "")
+
 	return out, nil
+}
+
+// planUpdate adds the one request that gives a profile all its new fields.
+func planUpdate(out *plan.Plan[State], object string, current State, wanted Profile, marks lxdapi.Marks, why string) {
+	out.After.Profile, out.After.Marks = &wanted, marks
+	lines := strings.Join(lxdapi.Differences(flatten(*current.Profile), flatten(wanted)), ", ")
+	step := out.Add(plan.Change, object, updateProfile{wanted, marks, current.etag}, "%s(%s)", why, lines)
+	step.Before, step.After = *current.Profile, wanted
 }
 
 // makeWanted puts the options on top of what is there (mode merge) or in its place (mode replace).
@@ -87,42 +94,38 @@ func makeWanted(args Args, current *Profile) Profile {
 	}
 
 	for name, device := range args.devices {
-		if len(device) == 0 {
-			delete(wanted.Devices, name) // `eth1: {}` or null asks for its removal
-
-			continue
+		// `eth1: {}`, null, or null for all that it has, asks for its removal.
+		combined := combine(wanted.Devices[name], device)
+		if len(device) == 0 || len(combined) == 0 {
+			delete(wanted.Devices, name)
+		} else {
+			wanted.Devices[name] = combined
 		}
-
-		wanted.Devices[name] = combine(wanted.Devices[name], device)
 	}
 
 	return wanted
 }
 
-// planAbsent undoes what this module did: what it made is deleted, what it changed is restored, and what it never
-// touched is left alone unless force is set.
+// planAbsent undoes what this module did: a profile that it made is deleted, one that it changed gets back what it had,
+// and one that it never touched is left alone. force deletes in every case.
 func planAbsent(args Args, current State) (plan.Plan[State], error) {
 	out := plan.Plan[State]{After: current}
 	object := fmt.Sprintf("profile %q", args.Name)
-	origin := current.Origin
-	out.After.Origin = record.Origin[Profile]{}
 
 	switch {
-	case current.Profile == nil && origin.Recorded:
-		out.Add(plan.Delete, "record of "+object, forgetProfile{args.Name}, "")
-
-		return out, nil
 	case current.Profile == nil:
 		return out, nil
-	case origin.Original != nil:
-		out.After.Profile = origin.Original
-		step := out.Add(plan.Change, object, restoreProfile{*origin.Original, current.etag},
-			"back to what it was before this module changed it (%s)", strings.Join(differences(*current.Profile, *origin.Original), ", "))
-		step.Before, step.After = *current.Profile, *origin.Original
+	case !args.Force && len(current.Marks.Undo) > 0:
+		fields, foreign := current.Marks.Restore(flatten(*current.Profile))
+		for _, field := range foreign {
+			out.Add(plan.Report, object, nil, "%s was changed by somebody else since and stays as it is", field)
+		}
+
+		planUpdate(&out, object, current, unflatten(args.Name, fields), lxdapi.Marks{}, "back to what it was before this module changed it ")
 
 		return out, nil
-	case !origin.Recorded && !args.Force:
-		out.Add(plan.Report, object, nil, "was not made by this module on this host and is left alone; force: true deletes it")
+	case !args.Force && !current.Marks.Created:
+		out.Add(plan.Report, object, nil, "was not made by this module and is left alone; force: true deletes it")
 
 		return out, nil
 	case args.Name == "default":
@@ -131,9 +134,8 @@ func planAbsent(args Args, current State) (plan.Plan[State], error) {
 		return out, ansible.Fail(CodeInUse, "remove it from these instances first", "%s is used by %q", object, current.UsedBy)
 	}
 
-	out.After.Profile = nil
-	step := out.Add(plan.Delete, object, deleteProfile{args.Name}, "")
-	step.Before = *current.Profile
+	out.After = State{}
+	out.Add(plan.Delete, object, deleteProfile{}, "").Before = *current.Profile
 
 	return out, nil
 }
@@ -162,23 +164,46 @@ func summary(profile Profile) string {
 	return fmt.Sprintf("with %d config keys and devices %q", len(profile.Config), slices.Sorted(maps.Keys(profile.Devices)))
 }
 
-func differences(a, b Profile) []string {
-	var lines []string
-
-	if a.Description != b.Description {
-		lines = append(lines, fmt.Sprintf("description %q", b.Description))
+// flatten gives a profile's fields as texts: "description", "limits.cpu", "device eth0: network".
+func flatten(profile Profile) lxdapi.Config {
+	fields := maps.Clone(profile.Config)
+	if fields == nil {
+		fields = lxdapi.Config{}
 	}
 
-	lines = append(lines, lxdapi.Differences(a.Config, b.Config)...)
+	if profile.Description != "" {
+		fields["description"] = profile.Description
+	}
 
-	names := maps.Clone(a.Devices)
-	maps.Copy(names, b.Devices)
-
-	for _, name := range slices.Sorted(maps.Keys(names)) {
-		for _, line := range lxdapi.Differences(a.Devices[name], b.Devices[name]) {
-			lines = append(lines, "device "+name+": "+line)
+	for name, device := range profile.Devices {
+		for key, value := range device {
+			fields["device "+name+": "+key] = value
 		}
 	}
 
-	return lines
+	return fields
+}
+
+// unflatten is the way back. No config key has a blank in it, so the two cannot be mistaken for each other.
+func unflatten(name string, fields lxdapi.Config) Profile {
+	profile := Profile{Name: name, Config: lxdapi.Config{}, Devices: map[string]lxdapi.Config{}}
+
+	for field, value := range fields {
+		device, key, isDevice := strings.Cut(strings.TrimPrefix(field, "device "), ": ")
+
+		switch {
+		case field == "description":
+			profile.Description = value
+		case !isDevice:
+			profile.Config[field] = value
+		default:
+			if profile.Devices[device] == nil {
+				profile.Devices[device] = lxdapi.Config{}
+			}
+
+			profile.Devices[device][key] = value
+		}
+	}
+
+	return profile
 }

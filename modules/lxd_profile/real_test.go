@@ -50,8 +50,29 @@ func TestRollbackRestoresAForeignProfile(t *testing.T) {
 	host.Converges("lxd_profile", map[string]any{"name": "default", "config": map[string]any{"limits.cpu": 4}})
 	host.Converges("lxd_profile", map[string]any{"name": "default", "description": "mine", "state": "present"})
 
-	result := host.OK("lxd_profile", map[string]any{"name": "default", "state": "absent"})
-	require.True(t, result.Changed)
+	host.LXC("profile", "set", "default", "user.admin", "important")
+
+	host.Converges("lxd_profile", map[string]any{"name": "default", "state": "absent"})
+	assert.Contains(t, host.LXC("profile", "show", "default"), "user.admin", "somebody else's key is kept")
+	host.LXC("profile", "unset", "default", "user.admin")
 	assert.Equal(t, before, host.LXC("profile", "show", "default"))
-	host.Run("sh", "-c", "! ls /var/lib/thinkube 2>/dev/null") // no record stays behind
+}
+
+func TestForeignProfilesAreLeftAlone(t *testing.T) {
+	host := lxdtest.Start(t, 1).Hosts[0]
+	absent := map[string]any{"name": "p", "state": "absent"}
+
+	// What LXD refused leaves no claim on an object that somebody else makes later.
+	refused := host.Module("lxd_profile", map[string]any{"name": "p", "config": map[string]any{"no.such.key": 1}})
+	require.True(t, refused.Failed)
+	host.LXC("profile", "create", "p")
+
+	left := host.Unchanged("lxd_profile", absent)
+	assert.Contains(t, left.Raw["warnings"], `profile "p": was not made by this module and is left alone; force: true deletes it`)
+
+	absent["force"] = true
+	host.Converges("lxd_profile", absent)
+
+	missing := host.Module("lxd_profile", map[string]any{"name": "p", "project": "nope", "state": "absent"})
+	assert.Equal(t, "invalid_argument", missing.Code, "a missing project is no missing profile")
 }

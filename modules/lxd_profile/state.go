@@ -9,14 +9,13 @@ import (
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
-	"github.com/thinkube/infra/modules/internal/record"
 )
 
-// State is a profile as it is now, and as it was before this module changed it.
+// State is a profile as it is now.
 type State struct {
-	Profile *Profile               `json:"profile"`           // nil: there is none
-	Origin  record.Origin[Profile] `json:"origin"`            // whose it is, and what it was before us
-	UsedBy  []string               `json:"used_by,omitempty"` // API paths of the instances that use it
+	Profile *Profile     `json:"profile"`           // nil: there is none
+	Marks   lxdapi.Marks `json:"marks,omitzero"`    // what this collection did to it
+	UsedBy  []string     `json:"used_by,omitempty"` // API paths of the instances that use it
 
 	etag string
 }
@@ -30,15 +29,18 @@ type Profile struct {
 }
 
 type host struct {
-	args    Args
-	task    *ansible.Task
-	server  *lxdapi.Server
-	records record.Store
+	args   Args
+	server *lxdapi.Server
 }
 
 // Read gets the profile. A profile that does not exist is a state, any other refusal an error.
 func (h *host) Read(context.Context) (State, error) {
 	var state State
+
+	err := h.checkProject()
+	if err != nil {
+		return state, err
+	}
 
 	var profile struct {
 		Profile
@@ -46,17 +48,33 @@ func (h *host) Read(context.Context) (State, error) {
 	}
 
 	etag, err := h.server.Get(h.path(h.args.Name), &profile)
-	if err != nil && !lxdapi.NotFound(err) {
-		return state, fmt.Errorf("reading profile %q: %w", h.args.Name, err)
+	if lxdapi.NotFound(err) {
+		return state, nil
 	}
 
 	if err == nil {
-		state.Profile, state.UsedBy, state.etag = &profile.Profile, profile.UsedBy, etag
+		profile.Config, state.Marks, err = lxdapi.SplitMarks(profile.Config)
 	}
 
-	state.Origin, err = record.ReadOrigin[Profile](h.records, h.record())
+	if err != nil {
+		return state, fmt.Errorf("reading profile %q: %w", h.args.Name, err)
+	}
 
-	return state, err
+	state.Profile, state.UsedBy, state.etag = &profile.Profile, profile.UsedBy, etag
+
+	return state, nil
+}
+
+// checkProject tells a project that does not exist from a profile that does not.
+func (h *host) checkProject() error {
+	var ignored struct{}
+
+	_, err := h.server.Get(lxdapi.Path("projects", h.args.Project), &ignored)
+	if lxdapi.NotFound(err) {
+		return ansible.Fail(ansible.CodeInvalidArgument, "make it first: lxc project create "+h.args.Project, "project %q does not exist", h.args.Project)
+	}
+
+	return err
 }
 
 func (h *host) path(name string) string {
@@ -67,5 +85,3 @@ func (h *host) path(name string) string {
 
 	return path + "?project=" + url.QueryEscape(h.args.Project)
 }
-
-func (h *host) record() string { return h.args.Project + "/" + h.args.Name }

@@ -105,7 +105,7 @@ func runAsync(_ context.Context, runners []Runner, env envelope) []byte {
 	select {
 	case result = <-done:
 	case <-time.After(limit + time.Second): // the module had its chance to stop by itself
-		result = refuse(fmt.Sprintf("the task was still running after its time limit of %d seconds and was ended", env.Async.Seconds))
+		result = overdue(env)
 	}
 
 	err = writeJob(path, result)
@@ -114,6 +114,15 @@ func runAsync(_ context.Context, runners []Runner, env envelope) []byte {
 	}
 
 	return nil
+}
+
+// overdue is the result of a task that had to be ended. What it was doing is not known, so it counts as changed.
+func overdue(env envelope) []byte {
+	return (&Task{mask: NewMasker()}).encode(map[string]any{
+		"changed": true, "failed": true, "failure": map[string]any{"code": string(CodeTimeout)},
+		"msg":  fmt.Sprintf("the task was still running after its time limit of %d seconds and was ended", env.Async.Seconds),
+		"hint": "give async more seconds; run the task again to see what is left to do",
+	})
 }
 
 // jobFile gives the place of the job's file. Core chooses the job's name; nothing else may become a path.

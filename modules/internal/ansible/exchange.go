@@ -13,11 +13,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // exchange is the way to the module's peers on other hosts. A module process cannot reach another host; the controller
 // can. So a question ends this process with a pause, the controller has it answered there, and the task runs again with
-// the answer. Questions are identified by their content: the same question gets the answer it had.
+// the answer. Questions are identified by their content and by how many steps the task has done: the same question gets
+// the answer it had, until the next step is done.
 type exchange struct {
 	sealer  cipher.AEAD
 	answers map[string]answerMsg
@@ -51,6 +53,10 @@ func (p *pause) Error() string { return fmt.Sprintf("asking %q on host %q", p.Pe
 type resumed struct {
 	Before json.RawMessage `json:"before"`
 	Done   []string        `json:"done"`
+
+	Warnings     []string      `json:"warnings"`
+	Deprecations []Deprecation `json:"deprecations"`
+	Until        time.Time     `json:"until"`
 }
 
 // newExchange takes the controller's key for this task, 32 bytes in base64.
@@ -71,10 +77,10 @@ func newExchange(key string, answers map[string]answerMsg) (*exchange, error) {
 }
 
 // Ask calls a peer function of this module on another inventory host and decodes its answer. The error may be a pause:
-// return it, wrapped or not, and do nothing more.
+// return it, wrapped or not, and do nothing more. The request must be the same each time (no clock, no random number).
 func (t *Task) Ask(_ context.Context, host, peer string, request, answer any) error {
 	if t.exchange == nil {
-		return Fail(CodeNeedsCollection, "call the module as thinkube.infra."+t.Module+", and not with async",
+		return Fail(CodeNeedsCollection, "call the module by its full name thinkube.infra.NAME, with the collection installed, and not with async",
 			"asking host %q: only the collection's action plugin can reach a second host", host)
 	}
 
@@ -83,7 +89,7 @@ func (t *Task) Ask(_ context.Context, host, peer string, request, answer any) er
 		return Fail(CodeInternal, "", "encoding a request: %w", err)
 	}
 
-	sum := sha256.Sum256([]byte(host + "\x00" + peer + "\x00" + string(text)))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %d %s", host, peer, len(t.done), text))
 	id := hex.EncodeToString(sum[:8])
 
 	got, ok := t.exchange.answers[id]
@@ -161,16 +167,20 @@ func (e *exchange) unseal(sealed string) ([]byte, error) {
 	return e.sealer.Open(nil, raw[:size], raw[size:], nil)
 }
 
-// pauseAnswer is the object that asks the controller; what was done so far travels sealed.
-func (t *Task) pauseAnswer(asked *pause) (map[string]any, error) {
-	text, err := json.Marshal(resumed{Before: t.before, Done: t.done})
+// pauseAnswer is the line that asks the controller; what was done so far travels sealed. It is not masked as a result is:
+// the masker could damage what the controller must read, and a request holds no secrets.
+func (t *Task) pauseAnswer(asked *pause) ([]byte, error) {
+	text, err := json.Marshal(resumed{t.before, t.done, t.warnings, t.deprecations, t.until})
 	if err != nil {
 		return nil, err
 	}
 
 	sealed, err := t.exchange.seal(text)
+	if err != nil {
+		return nil, err
+	}
 
-	return map[string]any{"_thinkube_ask": asked, "_thinkube_resume": sealed}, err
+	return json.Marshal(map[string]any{"_thinkube_ask": asked, "_thinkube_resume": sealed})
 }
 
 // resume takes up what an earlier pass of this task had done.
@@ -188,7 +198,8 @@ func (t *Task) resume(sealed string) error {
 
 	err = json.Unmarshal(text, &was)
 	if err == nil {
-		t.before, t.done = was.Before, was.Done
+		t.before, t.done, t.until = was.Before, was.Done, was.Until
+		t.warnings, t.deprecations = was.Warnings, was.Deprecations
 	}
 
 	return err

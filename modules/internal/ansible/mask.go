@@ -66,6 +66,7 @@ func (m *Masker) Add(secrets ...string) {
 
 	for _, secret := range secrets {
 		m.add(secret)
+		m.add(strings.TrimSpace(secret)) // a secret from a file ends in a line break, what is made of it does not
 
 		for _, line := range strings.Split(secret, "\n") {
 			line = strings.TrimSpace(line)

@@ -8,6 +8,7 @@
 package ansible
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,7 +57,10 @@ func (ReadOnly) Apply(context.Context, plan.Step) error {
 
 // Peer answers a question of the same module's task on another host. What it returns as answer travels through the
 // controller: secrets in it must be sealed (Task.Seal).
-type Peer func(ctx context.Context, task *Task, request json.RawMessage) (answer any, finally *Finally, err error)
+type Peer struct {
+	Changes bool // it is refused in check mode
+	Call    func(ctx context.Context, task *Task, request json.RawMessage) (answer any, finally *Finally, err error)
+}
 
 // Finally is a peer call that is made when the asking task has ended, in whatever way.
 type Finally struct {
@@ -102,12 +106,12 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 		return nil, err
 	}
 
-	if limited, ok := any(args).(interface{ TaskTimeout() time.Duration }); ok {
-		var cancel context.CancelFunc
-
-		ctx, cancel = context.WithTimeout(ctx, limited.TaskTimeout())
-		defer cancel()
+	ctx, cancel, err := limit(ctx, task, args)
+	if err != nil {
+		return nil, err
 	}
+
+	defer cancel()
 
 	host, err := m.Open(ctx, task, args)
 	if err != nil {
@@ -150,6 +154,27 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 	}
 
 	return m.result(args, final), nil
+}
+
+// limit bounds the task, from its first pass on, by its option for that: arguments that have one implement TaskTimeout.
+func limit(ctx context.Context, task *Task, args any) (context.Context, context.CancelFunc, error) {
+	limited, ok := args.(interface{ TaskTimeout() time.Duration })
+	if !ok {
+		return ctx, func() {}, nil
+	}
+
+	timeout := limited.TaskTimeout()
+	if timeout <= 0 {
+		return nil, nil, Fail(CodeInvalidArgument, "", "timeout: must be more than 0, for example \"5m\"")
+	}
+
+	if task.until.IsZero() {
+		task.until = time.Now().Add(timeout)
+	}
+
+	ctx, cancel := context.WithDeadline(ctx, task.until)
+
+	return ctx, cancel, nil
 }
 
 // decode turns the task's arguments into the typed struct and gives it to Normalize.
@@ -256,7 +281,10 @@ func (m Module[A, S, V]) result(args A, final S) map[string]any {
 
 	text, err := json.Marshal(m.Result(args, final))
 	if err == nil {
-		err = json.Unmarshal(text, &values)
+		// Numbers stay as they are written: a float could not hold every size in bytes.
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		decoder.UseNumber()
+		err = decoder.Decode(&values)
 	}
 
 	if err != nil {

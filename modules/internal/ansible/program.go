@@ -206,7 +206,7 @@ func finish(ctx context.Context, runner Runner, task *Task, args map[string]any)
 	if errors.As(err, &asked) {
 		paused, err := task.pauseAnswer(asked)
 		if err == nil {
-			return task.encode(paused)
+			return append(paused, '\n')
 		}
 
 		return task.encode(task.answer(nil, err))
@@ -254,9 +254,18 @@ func callPeer(ctx context.Context, runners []Runner, env envelope, task *Task) (
 		}
 	}()
 
-	runner := find(runners, env.Module)
-	if runner == nil || runner.peer(env.Peer) == nil {
+	var peer Peer
+
+	if runner := find(runners, env.Module); runner != nil {
+		peer = runner.peer(env.Peer)
+	}
+
+	if peer.Call == nil {
 		return nil, nil, Fail(CodeInternal, "", "this program cannot answer %q of module %q", env.Peer, env.Module)
+	}
+
+	if peer.Changes && task.Check {
+		return nil, nil, Fail(CodeInternal, "", "%q changes something and was called in check mode", env.Peer)
 	}
 
 	task.exchange, err = newExchange(env.Key, nil)
@@ -264,5 +273,5 @@ func callPeer(ctx context.Context, runners []Runner, env envelope, task *Task) (
 		return nil, nil, err
 	}
 
-	return runner.peer(env.Peer)(ctx, task, env.Request)
+	return peer.Call(ctx, task, env.Request)
 }

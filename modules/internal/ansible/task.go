@@ -5,12 +5,16 @@ package ansible
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
+	"time"
 
 	"github.com/thinkube/infra/modules/internal/plan"
 )
 
-// Task is one run of a module: what Ansible says about it, and what it has to tell.
+// Task is one run of a module: what Ansible says about it, and what it has to tell. It belongs to one goroutine; a module
+// that starts others must not let them panic, since only the task's own panics are caught and masked.
 type Task struct {
 	Module    string // as the user wrote it: "thinkube.infra.lxd_profile"
 	Check     bool
@@ -25,9 +29,10 @@ type Task struct {
 
 	before  json.RawMessage // the first state that was read, kept over pauses
 	diff    map[string]any
-	planned []string // lines of what is to be done
-	done    []string // lines of the steps that were done, kept over pauses
-	step    string   // line of the step that is being done
+	planned []string  // lines of what is to be done
+	done    []string  // lines of the steps that were done, kept over pauses
+	until   time.Time // when the task's time is over, kept over pauses
+	step    string    // line of the step that is being done
 
 	exchange *exchange // nil where no other host can be asked
 }
@@ -143,10 +148,12 @@ func (t *Task) showDiff(final any) error {
 
 // answer makes the result: the module's values and what the SDK adds, or the failure.
 func (t *Task) answer(values map[string]any, err error) map[string]any {
-	result := map[string]any{"changed": t.changed()}
-	for key, value := range values {
-		result[key] = value
+	result := maps.Clone(values)
+	if result == nil {
+		result = map[string]any{}
 	}
+
+	result["changed"] = t.changed()
 
 	if err != nil {
 		t.addFailure(result, failureOf(err))
@@ -209,9 +216,22 @@ func (t *Task) addFailure(result map[string]any, failure *Failure) {
 	result["failure"] = detail
 }
 
+// fixedKeys are the keys that the SDK itself nests in a result.
+var fixedKeys = []string{"before", "after", "module_args", "collection_name", "version", "request"}
+
 // encode gives the one line that leaves the process: masked, valid UTF-8, keys in order.
 func (t *Task) encode(result map[string]any) []byte {
-	text, err := json.Marshal(t.mask.Value(result))
+	// The names of results and options are no secrets, even where a secret is equal to one.
+	keep := slices.Concat(slices.Collect(maps.Keys(result)), slices.Collect(maps.Keys(t.params)), fixedKeys)
+
+	masked, _ := t.mask.Value(result, keep...).(map[string]any)
+
+	// A failure's code is one of a documented list; a program must be able to rely on it.
+	if failure, ok := masked["failure"].(map[string]any); ok {
+		failure["code"] = result["failure"].(map[string]any)["code"]
+	}
+
+	text, err := json.Marshal(masked)
 	if err != nil {
 		// Only a defect in Masker.Value could come here; its text cannot hold a secret of the result.
 		text, _ = json.Marshal(map[string]any{

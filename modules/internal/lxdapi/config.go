@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math/big"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,7 +48,7 @@ func makeText(value any) (string, bool) {
 		return strconv.FormatBool(value), true
 	case json.Number:
 		return value.String(), true
-	case int, int64, uint64:
+	case int, int64, uint64, *big.Int:
 		return fmt.Sprint(value), true
 	case float64:
 		return strconv.FormatFloat(value, 'f', -1, 64), true
@@ -110,6 +111,8 @@ func Differences(a, b Config) []string {
 		switch {
 		case had && !has:
 			lines = append(lines, "remove "+key)
+		case before != after && !printable(key, before, after):
+			lines = append(lines, "new "+key)
 		case !had && has:
 			lines = append(lines, key+"="+after)
 		case before != after:
@@ -118,6 +121,24 @@ func Differences(a, b Config) []string {
 	}
 
 	return lines
+}
+
+// printable tells whether values belong into a line that every run prints. Documents do not, and neither does what often
+// holds passwords; --diff shows them.
+func printable(key string, values ...string) bool {
+	for _, prefix := range []string{"cloud-init.", "user.", "environment.", "raw."} {
+		if strings.HasPrefix(key, prefix) {
+			return false
+		}
+	}
+
+	for _, value := range values {
+		if len(value) > 60 || strings.ContainsAny(value, "\r\n") {
+			return false
+		}
+	}
+
+	return true
 }
 
 func containsFold(text, part string) bool {

@@ -149,7 +149,7 @@ func findSocket(named string) (string, error) {
 	for _, socket := range sockets {
 		if _, err := os.Stat(filepath.Dir(socket)); err == nil && filepath.Dir(socket) != "/run/incus" {
 			return "", ansible.Fail(CodeNotAnswering, "start it: systemctl start lxd.socket (or snap start lxd)",
-				"folder %q is there but the daemon's socket is not: LXD is installed and not running", filepath.Dir(socket))
+				"folder %q is there but no socket in it: LXD is not running, or was removed and left its data", filepath.Dir(socket))
 		}
 	}
 
@@ -167,7 +167,7 @@ func connectError(socket string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return ansible.Fail(CodeNotInstalled, "install LXD, or correct the option socket", "socket %q does not exist", socket)
 	case errors.Is(err, fs.ErrPermission):
-		return ansible.Fail(CodePermission, "run the task with become: true, or add the user to the group lxd", "socket %q: permission denied", socket)
+		return ansible.Fail(CodePermission, "run the task with become: true", "socket %q: permission denied", socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return ansible.Fail(CodeNotAnswering, "start it and look at its log: systemctl status lxd, journalctl -u lxd", "socket %q: nobody listens", socket)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -222,8 +222,10 @@ func (s *Server) Send(ctx context.Context, method, path string, body any, etag s
 func (s *Server) Start(ctx context.Context, method, path string, body any, etag string, wait bool) (*api.Operation, error) {
 	response, _, err := s.client.RawQuery(method, path, body, etag)
 	if err != nil {
-		if api.StatusErrorCheck(err, http.StatusPreconditionFailed) {
-			return nil, fmt.Errorf("%s %s: %w", method, path, ansible.ErrChanged)
+		// The same holds for an object that somebody else has made since it was read as absent.
+		exists := method == http.MethodPost && containsFold(err.Error(), "already exists")
+		if exists || api.StatusErrorCheck(err, http.StatusPreconditionFailed) {
+			return nil, fmt.Errorf("%w: %w", err, ansible.ErrChanged)
 		}
 
 		return nil, readable(err)
@@ -238,11 +240,11 @@ func (s *Server) Start(ctx context.Context, method, path string, body any, etag 
 		return operation, err
 	}
 
-	return s.wait(ctx, operation.ID)
+	return s.Wait(ctx, operation.ID)
 }
 
-// wait blocks on the server's own wait call until the operation ends or the context does.
-func (s *Server) wait(ctx context.Context, id string) (*api.Operation, error) {
+// Wait blocks on the server's own wait call until the operation ends or the context does.
+func (s *Server) Wait(ctx context.Context, id string) (*api.Operation, error) {
 	path := Path("operations", id, "wait")
 
 	if deadline, ok := ctx.Deadline(); ok {

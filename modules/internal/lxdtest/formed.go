@@ -13,14 +13,19 @@ func StartCluster(t *testing.T, n int) *Cluster {
 	t.Helper()
 
 	cluster := Start(t, n)
-	cluster.Hosts[0].init(fmt.Sprintf("config: {core.https_address: %q}\ncluster: {server_name: %s, enabled: true}\n",
-		cluster.Hosts[0].Address+":8443", cluster.Hosts[0].Name))
-
-	for _, host := range cluster.Hosts[1:] {
-		host.JoinCluster()
-	}
+	cluster.Form(n)
 
 	return cluster
+}
+
+// Form makes the first n hosts one cluster; the others stay outside.
+func (c *Cluster) Form(n int) {
+	c.Hosts[0].init(fmt.Sprintf("config: {core.https_address: %q}\ncluster: {server_name: %s, enabled: true}\n",
+		c.Hosts[0].Address+":8443", c.Hosts[0].Name))
+
+	for _, host := range c.Hosts[1:n] {
+		host.JoinCluster()
+	}
 }
 
 // JoinCluster makes the host a member of the first host's cluster. memberConfig are entries of the preseed's list of

@@ -355,7 +355,7 @@ func (h *Host) exchange(envelope map[string]any, task Task) Result {
 }
 
 func peerEnvelope(envelope map[string]any, peer, request any) map[string]any {
-	return map[string]any{"module": envelope["module"], "key": envelope["key"], "peer": peer, "request": request, "args": map[string]any{}}
+	return map[string]any{"module": envelope["module"], "key": envelope["key"], "peer": peer, "request": request, "args": envelope["args"]}
 }
 
 func (c *Cluster) host(name string) *Host {

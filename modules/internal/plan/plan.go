@@ -36,7 +36,8 @@ type Plan[S any] struct {
 	After S
 }
 
-// Add appends a step whose line is built from its verb, its object and the given words.
+// Add appends a step whose line is built from its verb, its object and the given words. The pointer, for setting Before
+// and After, is good until the next Add.
 func (p *Plan[S]) Add(verb Verb, object string, do any, format string, args ...any) *Step {
 	line := string(verb) + " " + object
 	if verb == Report {

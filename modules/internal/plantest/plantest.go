@@ -12,6 +12,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -25,9 +26,15 @@ var update = flag.Bool("update", false, "write want.yaml anew")
 
 // want is what a case expects: the future state and the steps towards it, or a failure.
 type want struct {
-	Steps   []plan.Step   `json:"steps"`
+	Steps   []wantedStep  `json:"steps"`
 	After   any           `json:"after,omitempty"`
 	Failure *wantedFailed `json:"failure,omitempty"`
+}
+
+// wantedStep shows the effect too, by its type.
+type wantedStep struct {
+	plan.Step
+	Do map[string]any `json:"do,omitempty"`
 }
 
 type wantedFailed struct {
@@ -84,7 +91,17 @@ func planCase[A, S, V any](t *testing.T, module ansible.Module[A, S, V], folder 
 	case err != nil:
 		result.Failure = &wantedFailed{ansible.CodeFailed, err.Error(), ""}
 	default:
-		result.Steps, result.After = planned.Steps, planned.After
+		for _, step := range planned.Steps {
+			shown := wantedStep{Step: step}
+			if step.Do != nil {
+				shown.Do = map[string]any{reflect.TypeOf(step.Do).Name(): step.Do}
+			}
+
+			result.Steps = append(result.Steps, shown)
+		}
+
+		result.After = planned.After
+		checkSettled(t, module, args, planned)
 	}
 
 	text, err := json.Marshal(result)
@@ -99,6 +116,15 @@ func planCase[A, S, V any](t *testing.T, module ansible.Module[A, S, V], folder 
 	require.NoError(t, err)
 
 	return string(out)
+}
+
+// checkSettled plans from the planned state: nothing may be left to do there, or the real run could not converge either.
+func checkSettled[A, S, V any](t *testing.T, module ansible.Module[A, S, V], args map[string]any, planned plan.Plan[S]) {
+	t.Helper()
+
+	again, err := module.PlanCase(args, planned.After)
+	require.NoError(t, err, "planning from the planned state")
+	require.Empty(t, plan.Lines(again.Changes()), "the planned state is not the wanted one")
 }
 
 // load reads YAML through JSON, so that the JSON tags of a state decide and unknown keys are refused.
