@@ -81,11 +81,9 @@ class ActionModule(ActionBase):
 
     def _start(self, task_vars):
         """Starts the module in the background; async_status, which is Python, reads what becomes of it."""
-        job = dict(
-            jid="j%d" % secrets.randbelow(10**12),
-            timeout=self._task.async_val,
-            dir=self.get_shell_option("async_dir", default="~/.ansible_async"),
-        )
+        # The folder is expanded as async_status will, which does not always take ~ for HOME.
+        folder = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
+        job = dict(jid="j%d" % secrets.randbelow(10**12), timeout=self._task.async_val, dir=folder)
         key = base64.b64encode(secrets.token_bytes(32)).decode()
         envelope = dict(self._envelope(task_vars), key=key, answers={}, resume="", **{"async": job})
         raw, data = self._call("async", envelope, task_vars, python=self._pythons(task_vars))
