@@ -4,12 +4,18 @@ package main
 
 import (
 	"github.com/thinkube/infra/modules/internal/ansible"
+	lxdcluster "github.com/thinkube/infra/modules/lxd_cluster"
+	lxdinfo "github.com/thinkube/infra/modules/lxd_info"
 	lxdprofile "github.com/thinkube/infra/modules/lxd_profile"
+	lxdstoragepool "github.com/thinkube/infra/modules/lxd_storage_pool"
 )
 
 // runners lists every module of the collection.
 func runners() []ansible.Runner {
 	return []ansible.Runner{
+		lxdcluster.Module,
+		lxdinfo.Module,
 		lxdprofile.Module,
+		lxdstoragepool.Module,
 	}
 }
