@@ -5,6 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
+.ONESHELL:
 MAKEFLAGS += --no-builtin-rules
 
 # Shells that are no login shells (root's, sudo's, those of CI) often miss the folder that Go's installer uses.
@@ -75,8 +76,6 @@ define install
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $$wanted >/dev/null
 endef
 
-.ONESHELL:
-
 deps: go ## install with apt what is missing for everything (as root)
 	$(call install,$(TOOLS_TEST))
 
@@ -112,8 +111,7 @@ modules: go ## every module as a stand-alone program (dist/modules/)
 collection: $(TARBALL) ## the collection as a tarball (dist/)
 
 $(TARBALL): $(PROGRAMS) $(COLLECTION_FILES)
-	@find plugins -name __pycache__ -prune -exec rm -rf {} +
-	ansible-galaxy collection build --force --output-path dist
+	@ansible-galaxy collection build --force --output-path dist
 
 # --- tests
 
