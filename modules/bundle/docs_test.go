@@ -605,6 +605,7 @@ func TestEveryModuleIsRouted(t *testing.T) {
 		Groups          map[string][]string `yaml:"action_groups"`
 		Routing         struct {
 			Modules map[string]map[string]string `yaml:"modules"`
+			Action  map[string]map[string]string `yaml:"action"`
 		} `yaml:"plugin_routing"`
 	}
 
@@ -616,12 +617,16 @@ func TestEveryModuleIsRouted(t *testing.T) {
 	assert.Equal(t, ">=2.14", runtime.RequiresAnsible)
 	assert.Equal(t, names, slices.Sorted(slices.Values(runtime.Groups["all"])), "action_groups.all")
 
-	routed := map[string]map[string]string{}
+	const plugin = "thinkube.infra.module"
+
+	carried, redirected := map[string]map[string]string{}, map[string]map[string]string{}
 	for _, name := range names {
-		routed[name] = map[string]string{"action_plugin": "thinkube.infra.module"}
+		carried[name] = map[string]string{"action_plugin": plugin}
+		redirected[name] = map[string]string{"redirect": plugin}
 	}
 
-	assert.Equal(t, routed, runtime.Routing.Modules)
+	assert.Equal(t, carried, runtime.Routing.Modules)
+	assert.Equal(t, redirected, runtime.Routing.Action)
 }
 
 func moduleNames() []string {

@@ -15,8 +15,8 @@ author:
 description:
   - Creates, changes and deletes a profile of an LXD server or cluster, with its description, config and devices.
   - A profile belongs to the whole cluster. Run the task on one member.
-  - The module remembers on the host what was there before its first change, so that I(state=absent) can take back
-    exactly that.
+  - What the module changed is noted in the profile itself (in the keys C(user.thinkube.created) and C(user.thinkube.undo),
+    which are not part of what it returns), so that I(state=absent) can take back exactly that.
 attributes:
   check_mode:
     description: Says what would be done and changes nothing.
