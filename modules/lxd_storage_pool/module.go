@@ -16,7 +16,6 @@ import (
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
 	"github.com/thinkube/infra/modules/internal/lxdtwophase"
-	"github.com/thinkube/infra/modules/internal/record"
 )
 
 // Args are the module's options.
@@ -134,7 +133,7 @@ func open(ctx context.Context, _ *ansible.Task, args Args) (ansible.Host[State],
 	}
 
 	return &host{args: args, server: server, target: lxdtwophase.Target{
-		Kind: kind, Name: args.Name, Server: server, Records: record.Open(record.DefaultRoot, "lxd_storage_pool"), Explain: explain,
+		Kind: kind, Name: args.Name, Server: server, Explain: explain,
 	}}, nil
 }
 

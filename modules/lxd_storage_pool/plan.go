@@ -21,7 +21,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	rules := lxdtwophase.Rules{Compare: comparer(args.Name, current.CanGrow)}
 
 	var (
-		planned plan.Plan[*lxdtwophase.Object]
+		planned plan.Plan[lxdtwophase.State]
 		err     error
 	)
 
@@ -34,7 +34,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		}
 	}
 
-	out.Steps, out.After.Object = planned.Steps, planned.After
+	out.Steps, out.After.State = planned.Steps, planned.After
 
 	return out, err
 }

@@ -22,26 +22,27 @@ type (
 		Type   string
 		Config lxdapi.Config
 	}
-	// create makes the object on all members.
+	// create makes the object on all members. Once an attempt has begun, it has no config.
 	create struct {
 		Type        string
 		Description string
 		Config      lxdapi.Config
 	}
-	// change sets keys; an empty value removes one. Without a member it is for all, and sets the description too.
+	// changeOwn sets keys of one member; an empty value removes one.
+	changeOwn struct {
+		Member string
+		Set    lxdapi.Config
+		etag   string // empty: it will not be what it was when this was planned
+	}
+	// change sets what all members share, and on a stand-alone server everything.
 	change struct {
-		Member      string
 		Description string
 		Set         lxdapi.Config
-		Before      *Object // what to record as somebody else's; nil when the object is our own
-		etag        string  // empty: the object was not there when this was planned
+		Marks       lxdapi.Marks
+		etag        string
 	}
-	// giveBack is the last change of a restoration.
-	giveBack struct{ change }
 	// remove deletes the object from all members.
 	remove struct{}
-	// forget drops the record of an object that is gone already.
-	forget struct{}
 )
 
 // Apply does one step of the plan.
@@ -57,61 +58,32 @@ func (t Target) Apply(ctx context.Context, step plan.Step) error {
 func (t Target) apply(ctx context.Context, step plan.Step) error {
 	switch do := step.Do.(type) {
 	case define:
-		body := t.body(do.Type, "", do.Config)
-
-		return t.make(ctx, t.collection(do.Member), body)
+		return t.make(ctx, t.collection(do.Member), t.body(do.Type, "", do.Config))
 	case create:
 		return t.make(ctx, t.collection(""), t.body(do.Type, do.Description, do.Config))
+	case changeOwn:
+		return t.write(ctx, t.path(do.Member), do.etag, func(got answer) (string, lxdapi.Config, error) {
+			return got.Description, lxdapi.Merge(got.Config, do.Set), nil
+		})
 	case change:
-		err := t.Records.Keep(t.Name, do.Before)
-		if err != nil {
-			return err
-		}
+		return t.write(ctx, t.path(""), do.etag, func(got answer) (string, lxdapi.Config, error) {
+			plain, _, err := lxdapi.SplitMarks(got.Config)
 
-		return t.change(ctx, do)
-	case giveBack:
-		err := t.change(ctx, do.change)
-		if err != nil {
-			return err
-		}
-
-		return t.Records.Forget(t.Name)
+			return do.Description, do.Marks.Into(lxdapi.Merge(plain, do.Set)), err
+		})
 	case remove:
-		err := t.Server.Send(ctx, http.MethodDelete, t.path(""), nil, "")
-		if err != nil && !lxdapi.NotFound(err) {
-			return err
-		}
-
-		return t.Records.Forget(t.Name)
-	case forget:
-		return t.Records.Forget(t.Name)
+		return t.Server.Send(ctx, http.MethodDelete, t.path(""), nil, "")
 	}
 
-	return ansible.Fail(ansible.CodeInternal, "", "unknown step %s", fmt.Sprintf("%T", step.Do))
+	return ansible.Fail(ansible.CodeInternal, "", "unknown step %T", step.Do)
 }
 
 func (t Target) body(typ, description string, config lxdapi.Config) map[string]any {
-	body := map[string]any{"name": t.Name, t.Kind.TypeField: typ, "config": config}
-	if description != "" {
-		body["description"] = description
-	}
-
-	return body
+	return map[string]any{"name": t.Name, t.Kind.TypeField: typ, "description": description, "config": config}
 }
 
-// make posts the object. It records first that nothing was there: a record of an earlier object of that name that
-// somebody deleted would be given back instead of ours being deleted.
 func (t Target) make(ctx context.Context, path string, body map[string]any) error {
-	err := t.Records.Forget(t.Name)
-	if err == nil {
-		err = t.Records.Keep(t.Name, nil)
-	}
-
-	if err != nil {
-		return err
-	}
-
-	err = t.Server.Send(ctx, http.MethodPost, path, body, "")
+	err := t.Server.Send(ctx, http.MethodPost, path, body, "")
 
 	// An earlier run may have been cut while the server worked on: the server holds this call until that is over, and
 	// then says so. The texts are those of LXD's storage_pools.go and networks.go.
@@ -122,25 +94,23 @@ func (t Target) make(ctx context.Context, path string, body map[string]any) erro
 	return err
 }
 
-// change reads the object, puts the keys in and writes it back, provided that it still is what was planned from.
-func (t Target) change(ctx context.Context, do change) error {
+// write reads the object, puts the new settings in and writes it back, provided that it still is what was planned from.
+func (t Target) write(ctx context.Context, path, planned string, settings func(answer) (string, lxdapi.Config, error)) error {
 	var got answer
 
-	etag, err := t.Server.Get(t.path(do.Member), &got)
+	etag, err := t.Server.Get(path, &got)
 	if err != nil {
 		return err
 	}
 
-	if do.etag != "" && do.etag != etag {
+	if planned != "" && planned != etag {
 		return ansible.ErrChanged
 	}
 
-	description := do.Description
-	if do.Member != "" {
-		description = got.Description
+	description, config, err := settings(got)
+	if err != nil {
+		return err
 	}
 
-	body := map[string]any{"description": description, "config": lxdapi.Merge(got.Config, do.Set)}
-
-	return t.Server.Send(ctx, http.MethodPut, t.path(do.Member), body, etag)
+	return t.Server.Send(ctx, http.MethodPut, path, map[string]any{"description": description, "config": config}, etag)
 }

@@ -16,7 +16,6 @@ import (
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
-	"github.com/thinkube/infra/modules/internal/record"
 )
 
 // Failure codes that modules of such objects share.
@@ -63,11 +62,11 @@ type Kind struct {
 
 // State is such an object as it is now, with what is needed to plan for it.
 type State struct {
-	Object    *Object               `json:"object"`            // nil: there is none
-	Origin    record.Origin[Object] `json:"origin"`            // whose it is, and what it was before us
-	UsedBy    []string              `json:"used_by,omitempty"` // API paths of what uses it
-	Server    string                `json:"server"`            // name of the member that was asked
-	Clustered bool                  `json:"clustered"`
+	Object    *Object      `json:"object"`            // nil: there is none
+	Marks     lxdapi.Marks `json:"marks,omitzero"`    // what this collection did to it
+	UsedBy    []string     `json:"used_by,omitempty"` // API paths of what uses it
+	Server    string       `json:"server"`            // name of the member that was asked
+	Clustered bool         `json:"clustered"`
 	// Members are the cluster's; a stand-alone server is its own only member.
 	Members []ClusterMember `json:"members"`
 	// MemberKeys are keys that the server itself says belong to a member. It says so for existing objects only.
@@ -121,6 +120,34 @@ func (o *Object) clone() *Object {
 
 // created tells whether the object is made: what is not can neither be used nor changed.
 func (o *Object) created() bool { return o != nil && o.Status == StatusCreated }
+
+// begun tells whether an attempt to create the object got so far that the server took the keys that all members share.
+func (o *Object) begun() bool { return o.Status == StatusErrored || len(o.Config) > 0 }
+
+// fields gives the settings as texts by name: "description", "user.note", "member n2: size".
+func (o *Object) fields() lxdapi.Config {
+	fields := lxdapi.Config{}
+	if o == nil {
+		return fields
+	}
+
+	maps.Copy(fields, o.Config)
+
+	if o.Description != "" {
+		fields["description"] = o.Description
+	}
+
+	for name, member := range o.Members {
+		for key, value := range member.Config {
+			fields[memberField(name, key)] = value
+		}
+	}
+
+	return fields
+}
+
+// memberField names a member's own key. No config key has a blank in it, so it cannot be mistaken for one.
+func memberField(member, key string) string { return "member " + member + ": " + key }
 
 // ForMember tells whether a key belongs to each member alone.
 func (k Kind) ForMember(key string, state State) bool {

@@ -53,7 +53,7 @@ type planner struct {
 	global lxdapi.Config            // the wanted keys that all share
 	own    map[string]lxdapi.Config // the wanted keys of each member
 	fixed  []string                 // what cannot be changed
-	out    plan.Plan[*Object]
+	out    plan.Plan[State]
 }
 
 // Object is how messages name an object of the kind.
@@ -75,16 +75,20 @@ func (k Kind) Own(want Wanted, now State, member string) lxdapi.Config {
 }
 
 // Present plans for the object to exist with the wanted settings on every member.
-func (k Kind) Present(want Wanted, now State, rules Rules) (plan.Plan[*Object], error) {
-	p := &planner{kind: k, want: want, now: now, rules: rules}
-	p.out.After = now.Object.clone()
+func (k Kind) Present(want Wanted, now State, rules Rules) (plan.Plan[State], error) {
+	p := k.planner(want, now, rules)
 
 	err := p.resolve()
 	if err != nil {
 		return p.out, err
 	}
 
+	if !k.twoPhases(p.typ(), now) {
+		err = p.refuseOwn()
+	}
+
 	switch {
+	case err != nil:
 	case now.Object == nil:
 		err = p.make()
 	case now.Object.Type != want.Type && want.Type != "":
@@ -96,6 +100,14 @@ func (k Kind) Present(want Wanted, now State, rules Rules) (plan.Plan[*Object], 
 	}
 
 	return p.out, err
+}
+
+func (k Kind) planner(want Wanted, now State, rules Rules) *planner {
+	p := &planner{kind: k, want: want, now: now, rules: rules}
+	p.out.After = now
+	p.out.After.Object = now.Object.clone()
+
+	return p
 }
 
 // resolve sorts the wanted keys by whom they belong to, and refuses members and keys that cannot be.
@@ -181,11 +193,9 @@ func (p *planner) make() error {
 		for _, member := range p.now.names() {
 			p.define(member)
 		}
-	} else if err := p.refuseOwn(); err != nil {
-		return err
 	}
 
-	p.create(false)
+	p.create()
 
 	return nil
 }
@@ -223,32 +233,40 @@ func (p *planner) typ() string {
 
 // create plans the call that makes the object everywhere. Once the server has taken the shared keys (it has begun), it
 // takes none again: "already partially created" (LXD storage_pools.go, networks.go).
-func (p *planner) create(begun bool) {
-	do := create{Type: p.typ(), Config: lxdapi.Merge(nil, p.global)}
+func (p *planner) create() {
+	begun := p.now.Object != nil && p.now.Object.begun()
+	do := create{Type: p.typ(), Config: lxdapi.Config{}}
+
 	if p.want.Description != nil {
 		do.Description = *p.want.Description
 	}
 
-	if !p.now.Clustered {
-		do.Config = lxdapi.Merge(do.Config, p.own[p.now.Server])
-	}
-
 	future := p.future(do)
+	p.out.After.Object = future
 
 	if begun {
-		do.Config = lxdapi.Config{}
 		p.out.Add(plan.Create, p.object(""), do, "(go on where an earlier attempt stopped)").After = future
-	} else {
-		p.out.Add(plan.Create, p.object(""), do, "(%s %s%s)", p.kind.TypeField, do.Type, listed(do.Config)).After = future
+		p.settle(do.Description, p.now.Marks.Changed(p.now.Object.fields(), future.fields()))
+
+		return
 	}
 
-	p.out.After = future
-	p.settle(do.Description, begun)
+	p.out.After.Marks = lxdapi.Marks{Created: true}
+	plain := lxdapi.Merge(nil, p.global)
+
+	if !p.now.Clustered {
+		plain = lxdapi.Merge(plain, p.own[p.now.Server])
+	}
+
+	do.Config = p.out.After.Marks.Into(plain)
+	p.out.Add(plan.Create, p.object(""), do, "(%s %s%s)", p.kind.TypeField, do.Type, listed(plain)).After = future
+	p.settle(do.Description, p.out.After.Marks)
 }
 
 // settle plans what a creation leaves to do: keys to remove that the server fills in, and a description that it drops.
-func (p *planner) settle(description string, begun bool) {
-	do := change{Description: description, Set: lxdapi.Config{}}
+func (p *planner) settle(description string, marks lxdapi.Marks) {
+	do := change{Description: description, Set: lxdapi.Config{}, Marks: marks}
+	begun := p.now.Object != nil && p.now.Object.begun()
 
 	var lines []string
 
@@ -264,7 +282,8 @@ func (p *planner) settle(description string, begun bool) {
 	}
 
 	if lines != nil {
-		p.out.Add(plan.Change, p.object(""), do, "(%s)", strings.Join(lines, ", ")).After = p.out.After
+		p.out.After.Marks = marks
+		p.out.Add(plan.Change, p.object(""), do, "(%s)", strings.Join(lines, ", ")).After = p.out.After.Object
 	}
 }
 
@@ -280,10 +299,19 @@ func (p *planner) future(do create) *Object {
 	}
 
 	for _, member := range p.now.names() {
-		future.Members[member] = Member{StatusCreated, lxdapi.Merge(nil, p.own[member])}
+		future.Members[member] = Member{StatusCreated, lxdapi.Merge(known(p.now.Object, member), p.own[member])}
 	}
 
 	return future
+}
+
+// known gives a member's own keys as they are.
+func known(object *Object, member string) lxdapi.Config {
+	if object == nil {
+		return nil
+	}
+
+	return object.Members[member].Config
 }
 
 // resume plans for an object that an earlier run, or somebody else, left half-made. Nothing can be on it yet.
@@ -293,9 +321,7 @@ func (p *planner) resume() error {
 		return err
 	}
 
-	begun := p.now.Object.Status == StatusErrored || len(p.now.Object.Config) > 0
-
-	if !p.now.Clustered || begun && !p.canGoOn() {
+	if !p.now.Clustered || p.now.Object.begun() && !p.canGoOn() {
 		return p.startOver()
 	}
 
@@ -309,7 +335,7 @@ func (p *planner) resume() error {
 		return p.startOver()
 	}
 
-	p.create(begun)
+	p.create()
 
 	return nil
 }
@@ -335,6 +361,11 @@ func (p *planner) canGoOn() bool {
 
 // startOver deletes what is half-made and makes it anew.
 func (p *planner) startOver() error {
+	if p.now.Object.begun() && !p.now.Marks.Created {
+		return ansible.Fail(CodeImmutable, "wait until whoever does it is done; or delete it first (state: absent with force: true)",
+			"%s is half-made by somebody else, with other settings", p.object(""))
+	}
+
 	if len(p.now.UsedBy) > 0 {
 		return ansible.Fail(CodeInUse, "remove it from these first", "%s is half-made with other settings, and used by %q", p.object(""), p.now.UsedBy)
 	}
@@ -345,7 +376,8 @@ func (p *planner) startOver() error {
 
 	p.out.Steps, p.fixed = nil, nil
 	p.out.Add(plan.Delete, p.object(""), remove{}, "(half-made by an earlier attempt that cannot be ended with these settings)").Before = p.now.Object
-	p.now.Object = nil
+	p.now.Object, p.now.Marks = nil, lxdapi.Marks{}
+	p.out.After.UsedBy = nil
 
 	return p.make()
 }
@@ -369,7 +401,7 @@ func (p *planner) defineOrCorrect(member string) {
 			}
 		}
 
-		p.change(member, set, have.Config, nil)
+		p.changeOwn(member, set, have.Config, p.now.etags[member])
 	}
 }
 
@@ -404,22 +436,50 @@ func (p *planner) changeAll() error {
 		return p.immutable(p.fixed)
 	}
 
-	if p.now.Clustered {
-		// The members' own keys first: a change for all would make what was read of each member outdated.
-		for _, member := range p.now.names() {
-			p.change(member, set[member], object.Members[member].Config, object)
-		}
-	} else {
-		maps.Copy(global, set[p.now.Server])
-	}
-
-	p.changeGlobal(global)
+	p.changeFrom(object, global, set)
 
 	if len(p.out.Changes()) > 0 {
 		return p.needAll()
 	}
 
 	return nil
+}
+
+// changeFrom plans the changes of an object that exists. What it had before us is noted by the same request that changes
+// what all share, and before anything of a member's own is changed: that needs requests of its own.
+func (p *planner) changeFrom(object *Object, global lxdapi.Config, own map[string]lxdapi.Config) {
+	after := p.out.After.Object
+	after.Config = lxdapi.Merge(object.Config, global)
+
+	if p.want.Description != nil {
+		after.Description = *p.want.Description
+	}
+
+	for member, have := range object.Members {
+		after.Members[member] = Member{have.Status, lxdapi.Merge(have.Config, own[member])}
+	}
+
+	marks := p.now.Marks.Changed(object.fields(), after.fields())
+	noted := !maps.Equal(marks.Into(nil), p.now.Marks.Into(nil))
+
+	if !p.now.Clustered {
+		maps.Copy(global, own[p.now.Server])
+	}
+
+	p.changeShared(global, marks, noted, "")
+
+	if !p.now.Clustered {
+		return
+	}
+
+	for _, member := range p.now.names() {
+		etag := p.now.etags[member]
+		if len(p.out.Changes()) > 0 {
+			etag = "" // a member's answer has what all share in it
+		}
+
+		p.changeOwn(member, own[member], object.Members[member].Config, etag)
+	}
 }
 
 // missing tells of a member without the object. A server takes no further member once an object is created.
@@ -456,46 +516,41 @@ func (p *planner) immutable(lines []string) error {
 		"%s: this is only taken at creation", strings.Join(lines, "; "))
 }
 
-// change plans a change of one member's own keys.
-func (p *planner) change(member string, set, live lxdapi.Config, before *Object) {
+// changeOwn plans a change of one member's own keys.
+func (p *planner) changeOwn(member string, set, live lxdapi.Config, etag string) {
 	if len(set) == 0 {
 		return
 	}
 
 	future := lxdapi.Merge(live, set)
-	do := change{Member: member, Set: set, Before: before, etag: p.now.etags[member]}
-	step := p.out.Add(plan.Change, p.object(member), do, "(%s)", strings.Join(lxdapi.Differences(live, future), ", "))
+	step := p.out.Add(plan.Change, p.object(member), changeOwn{member, set, etag}, "(%s)", strings.Join(lxdapi.Differences(live, future), ", "))
 	step.Before, step.After = live, future
-
-	p.out.After.Members[member] = Member{p.out.After.Members[member].Status, future}
+	p.out.After.Object.Members[member] = Member{p.out.After.Object.Members[member].Status, future}
 }
 
-// changeGlobal plans a change of what all members share; on a stand-alone server, of everything.
-func (p *planner) changeGlobal(set lxdapi.Config) {
-	object := p.now.Object
-	description := object.Description
+// changeShared plans the one request that changes what all members share, from the object to the planned one.
+func (p *planner) changeShared(set lxdapi.Config, marks lxdapi.Marks, noted bool, why string) {
+	object, after := p.now.Object, p.out.After.Object
 
 	var lines []string
 
-	if p.want.Description != nil && *p.want.Description != description {
-		description = *p.want.Description
-		lines = append(lines, fmt.Sprintf("description %q", description))
+	if after.Description != object.Description {
+		lines = append(lines, fmt.Sprintf("description %q", after.Description))
 	}
 
 	live := object.whole(p.now)
-	future := lxdapi.Merge(live, set)
-	lines = append(lines, lxdapi.Differences(live, future)...)
+	lines = append(lines, lxdapi.Differences(live, lxdapi.Merge(live, set))...)
 
-	if lines == nil {
+	switch {
+	case lines == nil && !noted:
 		return
+	case lines == nil:
+		lines = []string{"note what members had before"}
 	}
 
-	after := p.out.After
-	after.Description = description
-	after.setWhole(p.kind, p.now, future)
-
-	do := change{Description: description, Set: set, Before: object, etag: p.now.etags[""]}
-	step := p.out.Add(plan.Change, p.object(""), do, "(%s)", strings.Join(lines, ", "))
+	p.out.After.Marks = marks
+	do := change{Description: after.Description, Set: set, Marks: marks, etag: p.now.etags[""]}
+	step := p.out.Add(plan.Change, p.object(""), do, "%s(%s)", why, strings.Join(lines, ", "))
 	step.Before, step.After = object, after
 }
 
@@ -506,16 +561,6 @@ func (o *Object) whole(state State) lxdapi.Config {
 	}
 
 	return lxdapi.Merge(o.Config, o.Members[state.Server].Config)
-}
-
-// setWhole is the reverse of whole.
-func (o *Object) setWhole(kind Kind, state State, config lxdapi.Config) {
-	global, own := Target{Kind: kind}.split(state, config)
-	o.Config = global
-
-	if !state.Clustered {
-		o.Members[state.Server] = Member{o.Members[state.Server].Status, own}
-	}
 }
 
 // listed gives the keys in words.

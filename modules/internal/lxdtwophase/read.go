@@ -11,15 +11,13 @@ import (
 	"github.com/canonical/lxd/shared/api"
 
 	"github.com/thinkube/infra/modules/internal/lxdapi"
-	"github.com/thinkube/infra/modules/internal/record"
 )
 
 // Target is one object on one server: what is read and worked on for a task.
 type Target struct {
-	Kind    Kind
-	Name    string
-	Server  *lxdapi.Server
-	Records record.Store
+	Kind   Kind
+	Name   string
+	Server *lxdapi.Server
 	// Explain gives the server's refusals the module's codes and hints.
 	Explain func(error) error
 }
@@ -53,9 +51,7 @@ func (t Target) Read() (State, error) {
 		return state, fmt.Errorf("reading %s %q: %w", t.Kind.Noun, t.Name, err)
 	}
 
-	state.Origin, err = record.ReadOrigin[Object](t.Records, t.Name)
-
-	return state, err
+	return state, nil
 }
 
 func (t Target) readMembers(state *State) error {
@@ -104,13 +100,18 @@ func (t Target) readObject(state *State) error {
 		return err
 	}
 
-	state.UsedBy, state.etags[""] = got.UsedBy, etag
+	plain, marks, err := lxdapi.SplitMarks(got.Config)
+	if err != nil {
+		return err
+	}
+
+	state.Marks, state.UsedBy, state.etags[""] = marks, got.UsedBy, etag
 	state.Object = &Object{
 		Name: got.Name, Type: got.Driver + got.Type, Status: got.Status, Description: got.Description,
 		Config: lxdapi.Config{}, Members: map[string]Member{},
 	}
 
-	global, own := t.split(*state, got.Config)
+	global, own := t.split(*state, plain)
 	state.Object.Config = global
 
 	if !state.Clustered {
