@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
@@ -55,7 +56,10 @@ type memberKey struct {
 	Value  string `json:"value"`
 }
 
-func (k memberKey) String() string { return fmt.Sprintf("%s of %s %q", k.Key, k.Entity, k.Name) }
+func (k memberKey) String() string { return fmt.Sprintf("%s of %s %q", k.Key, k.entityWord(), k.Name) }
+
+// entityWord is the entity as people write it.
+func (k memberKey) entityWord() string { return strings.ReplaceAll(k.Entity, "-", " ") }
 
 // Values are what the module returns.
 type Values struct {
@@ -134,7 +138,7 @@ func normalize(args *Args) error {
 		"storage-pool": args.MemberConfig.StoragePools, "network": args.MemberConfig.Networks,
 	} {
 		for name, values := range objects {
-			config, err := lxdapi.MakeConfig("member_config "+entity+" "+name, values)
+			config, err := lxdapi.MakeConfig("member_config "+name, values)
 			errs = append(errs, err)
 
 			for key, value := range config {

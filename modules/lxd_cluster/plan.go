@@ -169,7 +169,7 @@ func planJoin(args Args, current State) (plan.Plan[State], error) {
 
 	for _, key := range args.keys {
 		if !slices.ContainsFunc(target.Keys, func(k memberKey) bool { return k.Entity == key.Entity && k.Name == key.Name }) && args.Via != "" && target.Problem == "" {
-			out.Add(plan.Report, "member_config", nil, "the cluster has no %s %q", key.Entity, key.Name)
+			out.Add(plan.Report, "member_config", nil, "the cluster has no %s %q", key.entityWord(), key.Name)
 		}
 	}
 
@@ -179,6 +179,7 @@ func planJoin(args Args, current State) (plan.Plan[State], error) {
 	server.Clustered, server.Name, server.ClusterAddress, server.Fingerprint = true, args.Name, args.Address, target.Fingerprint
 
 	out.After.Cluster = orWord(target.Cluster, args.Cluster)
+	out.After.Target, out.After.Token, out.After.Held = nil, nil, nil
 
 	addAttributes(&out, args, &out.After.Members[len(out.After.Members)-1], "")
 

@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	hostname = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+	hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
 	iface    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 )
 
@@ -19,8 +19,8 @@ func CheckMemberName(option, name string) error {
 	switch {
 	case name == "none", strings.HasPrefix(name, "@"):
 		return fmt.Errorf("%s %q: is reserved by LXD", option, name)
-	case !hostname.MatchString(name):
-		return fmt.Errorf("%s %q: must be a host name of 1 to 63 letters, digits and hyphens that starts with a letter", option, name)
+	case !hostname.MatchString(name), len(name) > 253:
+		return fmt.Errorf("%s %q: must be a host name: letters, digits and hyphens, in parts of at most 63 joined by dots", option, name)
 	}
 
 	return nil
