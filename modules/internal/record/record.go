@@ -23,34 +23,51 @@ type Store struct{ dir string }
 // Open gives the store of a module. Nothing is created until something is kept.
 func Open(root, module string) Store { return Store{dir: filepath.Join(root, module)} }
 
-// Keep writes what was there before the first change. A second call for the same object keeps the first record: what it
-// would write is our own work.
+// Keep writes what was there before the first change. A second call for the same object, also one at the same time,
+// keeps the first record: what it would write is our own work.
 func (s Store) Keep(object string, original any) error {
-	path := s.path(object)
-
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-
 	text, err := json.MarshalIndent(original, "", "  ")
 	if err != nil {
 		return err
 	}
 
-	err = os.MkdirAll(s.dir, 0o700)
-	if err == nil {
-		err = os.WriteFile(path+".tmp", append(text, '\n'), 0o600)
+	// The folder can vanish between its making and the write when another object's record is forgotten at that moment.
+	for range 3 {
+		err = s.create(s.path(object), append(text, '\n'))
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
 	}
 
-	if err == nil {
-		err = os.Rename(path+".tmp", path)
-	}
-
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("recording the original of %q: %w", object, err)
 	}
 
 	return nil
+}
+
+// create makes a file that is there as a whole, on the disk, or not at all; it refuses when one is there.
+func (s Store) create(path string, text []byte) error {
+	err := os.MkdirAll(s.dir, 0o700)
+	if err != nil {
+		return err
+	}
+
+	file, err := os.CreateTemp(s.dir, ".new-") // mode 0600
+	if err != nil {
+		return err
+	}
+
+	defer func() { _ = os.Remove(file.Name()) }()
+
+	_, err = file.Write(text)
+	err = errors.Join(err, file.Sync(), file.Close())
+
+	if err != nil {
+		return err
+	}
+
+	return os.Link(file.Name(), path)
 }
 
 // Read gives the recorded original. It reports false when the module never changed the object.
@@ -65,7 +82,7 @@ func (s Store) Read(object string, original any) (bool, error) {
 	}
 
 	if err != nil {
-		return false, fmt.Errorf("record %q: %w", s.path(object), err)
+		return false, fmt.Errorf("record %q cannot be read (if it is damaged, remove it; what was there before is then not known): %w", s.path(object), err)
 	}
 
 	return true, nil
