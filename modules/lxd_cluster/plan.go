@@ -297,6 +297,12 @@ func planAbsent(args Args, current State) (plan.Plan[State], error) {
 	out := plan.Plan[State]{After: current}
 	self := args.Name == current.Server.Name || !current.Server.Clustered
 
+	if current.Server.Clustered && self && !current.Origin.Recorded && !args.Force {
+		out.Add(plan.Report, fmt.Sprintf("cluster member %q", args.Name), nil, "was not made a member by this module and stays one; force: true takes it out")
+
+		return out, nil
+	}
+
 	if current.Server.Clustered {
 		err := planRemoval(&out, args, current)
 		if err != nil || !self || findMember(current.Members, args.Name) == nil {

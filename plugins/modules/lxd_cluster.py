@@ -115,6 +115,7 @@ options:
   force:
     description:
       - With I(state=absent), remove a member that does not answer. Its own server must be installed anew then.
+      - Also take out a host that somebody else made a member; without it, such a host stays one, and the task says so.
     type: bool
     default: false
   allow_quorum_loss:
