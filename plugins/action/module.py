@@ -24,7 +24,6 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.thinkube.infra.plugins.plugin_utils import answer, program
-from ansible_collections.thinkube.infra.plugins.plugin_utils.other_host import action_on
 
 display = Display()
 
@@ -146,6 +145,9 @@ class ActionModule(ActionBase):
             return self, task_vars
         others = self.__dict__.setdefault("_others", {})
         if name not in others:
+            # Imported here because most tasks ask nobody, and each task would pay for it.
+            from ansible_collections.thinkube.infra.plugins.plugin_utils.other_host import action_on
+
             other, variables = action_on(self, name, task_vars)
             other._refuse_impossible_ways()
             others[name] = other, variables

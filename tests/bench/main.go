@@ -53,9 +53,15 @@ type sample struct {
 func main() {
 	rounds := flag.Int("rounds", 3, "how often all variants are run")
 	counts := flag.String("hosts", "1,20", "numbers of hosts to run on")
+	only := flag.String("only", "", "names of variants, if not all: nothing,exec")
 	out := flag.String("out", "bench-results/module_task.csv", "file for the figures")
 	flag.Parse()
 	runtime.LockOSThread() // on which the hosts live
+
+	if *only != "" {
+		names := strings.Split(*only, ",")
+		variants = slices.DeleteFunc(variants, func(v variant) bool { return !slices.Contains(names, v.name) })
+	}
 
 	err := bench(*rounds, *counts, *out)
 	if err != nil {
