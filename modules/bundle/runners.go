@@ -6,6 +6,7 @@ import (
 	"github.com/thinkube/infra/modules/internal/ansible"
 	lxdcluster "github.com/thinkube/infra/modules/lxd_cluster"
 	lxdinfo "github.com/thinkube/infra/modules/lxd_info"
+	lxdnetwork "github.com/thinkube/infra/modules/lxd_network"
 	lxdprofile "github.com/thinkube/infra/modules/lxd_profile"
 	lxdstoragepool "github.com/thinkube/infra/modules/lxd_storage_pool"
 )
@@ -15,6 +16,7 @@ func runners() []ansible.Runner {
 	return []ansible.Runner{
 		lxdcluster.Module,
 		lxdinfo.Module,
+		lxdnetwork.Module,
 		lxdprofile.Module,
 		lxdstoragepool.Module,
 	}
