@@ -63,7 +63,7 @@ type resumed struct {
 func newExchange(key string, answers map[string]answerMsg) (*exchange, error) {
 	raw, err := base64.StdEncoding.DecodeString(key)
 	if err != nil || len(raw) != 32 {
-		return nil, errors.New("the envelope's key must be 32 bytes in base64")
+		return nil, Fail(CodeInternal, "", "the envelope's key must be 32 bytes in base64")
 	}
 
 	block, err := aes.NewCipher(raw)

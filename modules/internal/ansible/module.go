@@ -236,6 +236,8 @@ func (m Module[A, S, V]) converge(ctx context.Context, task *Task, host Host[S],
 			return planned.After, err
 		}
 
+		task.step = "" // an outrun step is over: what fails from here on is none of it
+
 		current, err := host.Read(ctx)
 		if err != nil {
 			return current, err

@@ -151,7 +151,9 @@ func decodeJSON(reader io.Reader, into any) error {
 		return fmt.Errorf("not the expected JSON object (%d bytes)", len(text))
 	}
 
-	if decoder.More() {
+	// Not decoder.More, which takes a closing bracket for the end of the input.
+	_, err = decoder.Token()
+	if !errors.Is(err, io.EOF) {
 		return errors.New("more than one JSON value")
 	}
 
