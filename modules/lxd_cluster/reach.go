@@ -76,7 +76,7 @@ func connect(ctx context.Context, address string) (Probe, string, error) {
 
 	// The Date header has whole seconds (RFC 9110 section 6.6.1): the middle of that second is the best guess.
 	if date, err := http.ParseTime(response.Header.Get("Date")); err == nil {
-		result.Skew = date.Add(500 * time.Millisecond).Sub(time.Now()).Round(time.Second).Seconds()
+		result.Skew = time.Until(date.Add(500 * time.Millisecond)).Round(time.Second).Seconds()
 	}
 
 	return result, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})), nil

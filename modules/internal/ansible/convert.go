@@ -173,7 +173,8 @@ func toBool(value any) (any, error) {
 		return nil, cannot(value, "a bool")
 	}
 
-	return nil, fmt.Errorf("The value '%s' is not a valid boolean. Valid booleans include: %s", //nolint:staticcheck // core's text
+	//lint:ignore ST1005 core's text
+	return nil, fmt.Errorf("The value '%s' is not a valid boolean. Valid booleans include: %s",
 		pyText(value), validBooleans)
 }
 

@@ -121,7 +121,8 @@ func (d *decoder) unsupported(moduleName string) error {
 		names = append(names, u.name)
 	}
 
-	return fmt.Errorf("Unsupported parameters for (%s) module: %s. Supported parameters include: %s.", //nolint:staticcheck // core's text
+	//lint:ignore ST1005 core's text
+	return fmt.Errorf("Unsupported parameters for (%s) module: %s. Supported parameters include: %s.",
 		moduleName, strings.Join(slices.Compact(names), ", "), d.unknown[0].supported)
 }
 
@@ -280,7 +281,7 @@ func checkNested(s *Spec, params map[string]any) error {
 			}
 
 			if dict == nil {
-				return fmt.Errorf("Value '%s' in the sub parameter field '%s' must be a %s, not '%s'", //nolint:staticcheck // core's text
+				return fmt.Errorf("Value '%s' in the sub parameter field '%s' must be a %s, not '%s'",
 					pyText(item), name, option.Type, typeName(item))
 			}
 
@@ -408,7 +409,8 @@ func (d *decoder) convert(s *Spec, params map[string]any, at place) error {
 
 		switch {
 		case errors.As(err, &item):
-			return fmt.Errorf("Elements value for option '%s'%s is of type %s and we were unable to convert to %s: %w", //nolint:staticcheck // core's text
+			//lint:ignore ST1005 core's text
+			return fmt.Errorf("Elements value for option '%s'%s is of type %s and we were unable to convert to %s: %w",
 				name, at.foundInQuoted(""), typeName(item.value), option.Elements, err)
 		case err != nil:
 			return fmt.Errorf("argument '%s' is of type %s%s and we were unable to convert to %s: %w",

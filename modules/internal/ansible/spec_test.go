@@ -53,6 +53,7 @@ type everyType struct {
 	Old      string                    `ansible:"old" removed_at:"2030-01-01" removed_from:"t.bin" deprecated_aliases:"older=2029-01-01"`
 	NotOne   int                       `ansible:"-"`
 
+	//lint:ignore U1000 what Normalize would fill is no option
 	normalised string
 }
 
