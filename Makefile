@@ -133,7 +133,7 @@ lint-go: go
 
 lint-yaml:
 	@yamllint --strict .
-	ansible-lint --offline -q
+	ansible-lint --offline -q --nocolor
 	find . -name '*.sh' -not -path './.collections/*' -print0 | xargs -0 -r shellcheck
 	shellcheck .ci/run
 
