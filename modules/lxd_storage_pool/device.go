@@ -99,9 +99,15 @@ func signaturesIn(head []byte) []string {
 
 // deviceUsers tells of partitions, of what is built on the device, and of mounts.
 func deviceUsers(path string) ([]string, error) {
+	// Names under /dev/disk are links; mounts are listed by the device's own name.
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+
 	var stat unix.Stat_t
 
-	err := unix.Stat(path, &stat)
+	err = unix.Stat(path, &stat)
 	if err != nil {
 		return nil, err
 	}

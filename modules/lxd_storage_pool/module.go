@@ -58,7 +58,7 @@ const (
 var Module = ansible.Module[Args, State, Values]{
 	Name: "lxd_storage_pool",
 	Codes: lxdtwophase.Codes(map[ansible.Code]string{
-		CodeDriverMissing: "a member's server cannot use the driver: tools or a kernel module are missing there",
+		CodeDriverMissing: "a member's server cannot use the driver because tools or a kernel module are missing there",
 		CodeSourceMissing: "the pool's source does not exist",
 		CodeSourceInUse:   "the pool's source holds data or is in use",
 	}),

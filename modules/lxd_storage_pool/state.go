@@ -4,7 +4,9 @@ package lxdstoragepool
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/canonical/lxd/shared/api"
 
+	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/lxdapi"
 	"github.com/thinkube/infra/modules/internal/lxdtwophase"
 )
@@ -175,6 +178,10 @@ func (h *host) readSource(state *State) error {
 	}
 
 	source, err := lookAt(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return ansible.Fail(lxdapi.CodePermission, "run the task with become: true", "looking whether source %q holds data: %w", path, err)
+	}
+
 	if err != nil {
 		return fmt.Errorf("looking at source %q: %w", path, err)
 	}

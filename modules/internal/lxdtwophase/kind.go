@@ -121,6 +121,10 @@ func (o *Object) clone() *Object {
 // created tells whether the object is made: what is not can neither be used nor changed.
 func (o *Object) created() bool { return o != nil && o.Status == StatusCreated }
 
+// halfMade tells of an object that was announced to members, or whose creation failed on one. Any other status than this
+// and "created" is that of an object that exists: a stand-alone server gives its own for it, such as "unavailable".
+func (o *Object) halfMade() bool { return o.Status == StatusPending || o.Status == StatusErrored }
+
 // begun tells whether an attempt to create the object got so far that the server took the keys that all members share.
 func (o *Object) begun() bool { return o.Status == StatusErrored || len(o.Config) > 0 }
 

@@ -95,8 +95,10 @@ func (k Kind) Present(want Wanted, now State, rules Rules) (plan.Plan[State], er
 		err = p.immutable([]string{p.fixedLine("", k.TypeField, now.Object.Type, want.Type)})
 	case now.Object.created():
 		err = p.changeAll()
-	default:
+	case now.Object.halfMade():
 		err = p.resume()
+	default:
+		err = p.unavailable("")
 	}
 
 	return p.out, err
@@ -237,6 +239,10 @@ func (p *planner) create() {
 	begun := p.now.Object != nil && p.now.Object.begun()
 	do := create{Type: p.typ(), Config: lxdapi.Config{}}
 
+	if begun {
+		do.Description = p.now.Object.Description
+	}
+
 	if p.want.Description != nil {
 		do.Description = *p.want.Description
 	}
@@ -277,7 +283,8 @@ func (p *planner) settle(description string, marks lxdapi.Marks) {
 		}
 	}
 
-	if description != "" && p.now.Clustered && (p.rules.ForgetsDescription || begun) {
+	dropped := p.rules.ForgetsDescription && !begun && description != ""
+	if p.now.Clustered && (dropped || begun && description != p.now.Object.Description) {
 		lines = append(lines, fmt.Sprintf("description %q", description))
 	}
 
@@ -420,8 +427,7 @@ func (p *planner) changeAll() error {
 		case have.Status == StatusOffline:
 			p.out.Add(plan.Report, p.object(member), nil, "the member is not online; it is not looked at")
 		case have.Status == StatusUnavailable:
-			return ansible.Fail(CodeUnavailable, "look there at: lxc warning list, and the daemon's log (journalctl -u lxd, or snap logs lxd)",
-				"%s: the server could not bring it up", p.object(member))
+			return p.unavailable(member)
 		}
 	}
 
@@ -480,6 +486,12 @@ func (p *planner) changeFrom(object *Object, global lxdapi.Config, own map[strin
 
 		p.changeOwn(member, own[member], object.Members[member].Config, etag)
 	}
+}
+
+// unavailable tells of an object that exists and may hold data, and that a server could not bring up: that is for people.
+func (p *planner) unavailable(member string) error {
+	return ansible.Fail(CodeUnavailable, "look there at: lxc warning list, and the daemon's log (journalctl -u lxd, or snap logs lxd)",
+		"%s: the server could not bring it up", p.object(member))
 }
 
 // missing tells of a member without the object. A server takes no further member once an object is created.
@@ -544,8 +556,10 @@ func (p *planner) changeShared(set lxdapi.Config, marks lxdapi.Marks, noted bool
 	switch {
 	case lines == nil && !noted:
 		return
-	case lines == nil:
+	case lines == nil && why == "":
 		lines = []string{"note what members had before"}
+	case lines == nil:
+		lines = []string{"nothing of it is left"}
 	}
 
 	p.out.After.Marks = marks
