@@ -160,21 +160,22 @@ demo: root deps-demo build lab-up ## three hosts become an LXD cluster (as root)
 	  ansible-playbook "ansible/20_lxd_setup/$$playbook.yaml"
 	done
 	show() { echo; echo "# dist/lab exec n1 $$*"; dist/lab exec n1 "$$@"; }
+	dist/lab exec n1 lxc version >/dev/null 2>&1 # lxc greets whoever calls it first
 	show lxc cluster list
 	show lxc storage list
 	show lxc network list
 	show lxc profile list
-	cat <<-'END'
-
-	That was the demo: three hosts are one LXD cluster. What to do now:
-	  dist/lab ssh n1                    log in to a host (n1, n2, n3)
-	  ansible-playbook ansible/20_lxd_setup/10_setup_lxd_cluster.yaml
-	                                     run it again: nothing changes
-	  dist/lab stop n3; ansible-playbook ansible/20_lxd_setup/18_test_lxd_cluster.yaml
-	                                     the test notices; dist/lab start n3 ends it
-	  ansible-playbook ansible/20_lxd_setup/19_rollback_lxd_cluster.yaml
-	                                     says what a rollback would do, and how to do it
-	  make lab-down                      clean up: no process, mount, link or namespace stays
+	sed 's/^|//' <<'END'
+	|
+	|That was the demo: three hosts are one LXD cluster. What to do now:
+	|  dist/lab ssh n1                    log in to a host (n1, n2, n3)
+	|  ansible-playbook ansible/20_lxd_setup/10_setup_lxd_cluster.yaml
+	|                                     run it again: nothing changes
+	|  dist/lab stop n3; ansible-playbook ansible/20_lxd_setup/18_test_lxd_cluster.yaml
+	|                                     the test notices; dist/lab start n3 ends it
+	|  ansible-playbook ansible/20_lxd_setup/19_rollback_lxd_cluster.yaml
+	|                                     says what a rollback would do, and how to do it
+	|  make lab-down                      clean up: no process, mount, link or namespace stays
 	END
 
 .PHONY: clean
