@@ -208,7 +208,7 @@ func (s *site) testProfiles(t *testing.T) {
 	})
 
 	step(t, "29 gives back a profile that was there before", func(t *testing.T) {
-		s.run(t, "n1", "lxc profile create container && lxc profile set container limits.cpu 7 user.mine yes")
+		s.run(t, "n1", "lxc profile create container && lxc profile set container limits.cpu=7 user.mine=yes")
 		before := s.run(t, "n1", "lxc profile show container")
 
 		s.play(t, "20").succeeded(t)
