@@ -605,7 +605,6 @@ func TestEveryModuleIsRouted(t *testing.T) {
 		Groups          map[string][]string `yaml:"action_groups"`
 		Routing         struct {
 			Modules map[string]map[string]string `yaml:"modules"`
-			Action  map[string]map[string]string `yaml:"action"`
 		} `yaml:"plugin_routing"`
 	}
 
@@ -619,14 +618,17 @@ func TestEveryModuleIsRouted(t *testing.T) {
 
 	const plugin = "thinkube.infra.module"
 
-	carried, redirected := map[string]map[string]string{}, map[string]map[string]string{}
+	carried := map[string]map[string]string{}
+
 	for _, name := range names {
 		carried[name] = map[string]string{"action_plugin": plugin}
-		redirected[name] = map[string]string{"redirect": plugin}
+
+		door, err := os.ReadFile(filepath.Join(root, "plugins/action", name+".py"))
+		require.NoError(t, err, "the action plugin under the module's name")
+		assert.Contains(t, string(door), "\nfrom ansible_collections."+strings.Replace(plugin, "infra.", "infra.plugins.action.", 1)+" import ActionModule")
 	}
 
 	assert.Equal(t, carried, runtime.Routing.Modules)
-	assert.Equal(t, redirected, runtime.Routing.Action)
 }
 
 func moduleNames() []string {

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package standalone tests every module as a program of its own, which stock Ansible runs from a library/ folder: no
+// collection, no action plugin.
+package standalone
+
+import (
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const root = "../.."
+
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+
+// modules finds the programs, so that a new module is tested without a line here.
+func modules(t *testing.T) []string {
+	t.Helper()
+
+	paths, err := filepath.Glob(filepath.Join(root, "modules/*/cmd/main.go"))
+	require.NoError(t, err)
+	require.NotEmpty(t, paths)
+
+	var names []string
+	for _, path := range paths {
+		names = append(names, filepath.Base(filepath.Dir(filepath.Dir(path))))
+	}
+
+	return names
+}
+
+// build builds modules for an architecture into a folder.
+func build(t *testing.T, arch, folder string, names []string) {
+	t.Helper()
+
+	for _, name := range names {
+		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(folder, name), "./modules/"+name+"/cmd")
+		command.Dir = root
+		command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+
+		out, err := command.CombinedOutput()
+		require.NoError(t, err, "%s for %s: %s", name, arch, out)
+		assertStatic(t, filepath.Join(folder, name), machines[arch])
+	}
+}
+
+func assertStatic(t *testing.T, path string, machine elf.Machine) {
+	t.Helper()
+
+	program, err := elf.Open(path)
+	require.NoError(t, err)
+
+	defer func() { _ = program.Close() }()
+
+	assert.Equal(t, machine, program.Machine)
+
+	for _, part := range program.Progs {
+		assert.NotEqual(t, elf.PT_INTERP, part.Type, "%s needs a dynamic linker", path)
+	}
+}
+
+func TestModulesBuildForOtherArchitectures(t *testing.T) {
+	for arch := range machines {
+		if arch != runtime.GOARCH {
+			build(t, arch, t.TempDir(), modules(t))
+		}
+	}
+}
+
+// TestStockAnsibleRunsEveryModule gives each module an option that it does not have: it must start, read its arguments
+// file as stock Ansible writes it, and refuse in Ansible's words, whatever this machine has. lxd_info does more, since
+// it can where there is nothing.
+func TestStockAnsibleRunsEveryModule(t *testing.T) {
+	_, err := exec.LookPath("ansible-playbook")
+	if err != nil && os.Getenv("CI") == "true" {
+		t.Fatal("ansible-playbook is missing: make deps installs it")
+	}
+
+	if err != nil {
+		t.Skip("ansible-playbook is missing: make deps installs it")
+	}
+
+	folder := t.TempDir()
+	names := modules(t)
+
+	require.NoError(t, os.MkdirAll(filepath.Join(folder, "library"), 0o755))
+	build(t, runtime.GOARCH, filepath.Join(folder, "library"), names)
+
+	var tasks []map[string]any
+	for _, name := range names {
+		tasks = append(tasks, map[string]any{"name": name, name: map[string]any{"no_such_option": 1}, "ignore_errors": true})
+	}
+
+	tasks = append(tasks, map[string]any{"name": "info", "lxd_info": map[string]any{"missing_ok": "yes", "socket": "/nonexistent/socket"}})
+
+	results := play(t, folder, tasks)
+
+	for _, name := range names {
+		// What is missing is found before what is unknown.
+		assert.Regexp(t, `^(missing required arguments: |Unsupported parameters for \(`+name+`\) module: no_such_option\. )`, results[name]["msg"], name)
+		assert.Contains(t, results[name], "invocation", name)
+		assert.Equal(t, true, results[name]["failed"])
+	}
+
+	assert.Equal(t, false, results["info"]["installed"], "%v", results["info"])
+	assert.Equal(t, false, results["info"]["changed"])
+}
+
+// play runs tasks on this machine and gives their results by the tasks' names.
+func play(t *testing.T, folder string, tasks []map[string]any) map[string]map[string]any {
+	t.Helper()
+
+	// JSON is YAML.
+	text, err := json.Marshal([]map[string]any{{"hosts": "localhost", "connection": "local", "gather_facts": false, "tasks": tasks}})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "play.yml"), text, 0o644))
+
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "empty.cfg"), nil, 0o644))
+
+	command := exec.Command("ansible-playbook", "-i", "localhost,", "play.yml")
+	command.Dir = folder
+	command.Env = append(slices.Clone(os.Environ()),
+		"HOME="+folder, "ANSIBLE_CONFIG="+filepath.Join(folder, "empty.cfg"), "ANSIBLE_COLLECTIONS_PATH="+filepath.Join(folder, "none"), "ANSIBLE_STDOUT_CALLBACK=json",
+		"ANSIBLE_LIBRARY="+filepath.Join(folder, "library"), "LC_ALL=C.UTF-8",
+	)
+
+	out, err := command.Output()
+
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s%s", err, out, exit.Stderr)
+	}
+
+	require.NoError(t, err)
+
+	var report struct {
+		Plays []struct {
+			Tasks []struct {
+				Task  struct{ Name string }
+				Hosts map[string]map[string]any
+			}
+		}
+	}
+
+	require.NoError(t, json.Unmarshal(out, &report), string(out))
+
+	results := map[string]map[string]any{}
+	for _, task := range report.Plays[0].Tasks {
+		results[task.Task.Name] = task.Hosts["localhost"]
+	}
+
+	return results
+}
