@@ -113,7 +113,7 @@ func TestLockIsExclusiveAlsoWhenItsFolderIsRemoved(t *testing.T) {
 				}
 				most.Store(max(most.Load(), inside.Add(1)))
 				time.Sleep(time.Millisecond)
-				assert.NoError(t, os.RemoveAll(dir))
+				_ = os.RemoveAll(dir) // fails when one that waits makes the folder anew meanwhile
 				inside.Add(-1)
 				unlock()
 			}
