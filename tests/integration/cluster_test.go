@@ -3,8 +3,12 @@
 package integration
 
 import (
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -69,7 +73,7 @@ func (s *site) noTokens(t *testing.T) {
 		assert.Empty(t, found, name)
 	}
 
-	assert.NotContains(t, s.run(t, "n1", "lxc cluster list-tokens -f csv"), "n", "a token was left")
+	assert.Empty(t, strings.TrimSpace(s.run(t, "n1", "lxc cluster list-tokens -f csv")), "a token was left")
 
 	token := s.run(t, "n1", "lxc cluster add other | tail -1; lxc cluster revoke-token other >/dev/null")
 	assert.True(t, strings.HasPrefix(token, tokenStart), "tokens start with something else now")
@@ -133,7 +137,7 @@ var damages = []damage{
 		},
 		host: "n1", says: "member n3 is Offline",
 		repair: func(t *testing.T, s *site) {
-			s.run(t, "n3", "systemctl start lxd.socket lxd.service && lxd waitready --timeout=60")
+			s.run(t, "n3", "systemctl start lxd.socket lxd.service lxd-containers.service && lxd waitready --timeout=60")
 			s.eventually(t, "n1", "! lxc cluster list -f csv | grep -q OFFLINE")
 		},
 	},
@@ -275,4 +279,51 @@ func (s *site) testRollback(t *testing.T) {
 
 	step(t, "18 fails", func(t *testing.T) { s.play(t, "18").failedWith(t, "n1", "LXD on n1 is in no cluster, not in lab") })
 	step(t, "again it changes nothing", func(t *testing.T) { s.play(t, "19", "-e", "confirm=lab").unchanged(t, three...) })
+}
+
+// TestInterrupted kills ansible in the middle of playbook 10, again and again: the next run goes on from there.
+func TestInterrupted(t *testing.T) {
+	s := needSite(t)
+	s.restore(t, pristine)
+
+	cut := 0
+
+	for after := 1500 * time.Millisecond; after < 7*time.Second; after += 500 * time.Millisecond {
+		if s.cut(t, "10", after) {
+			cut++
+		}
+	}
+
+	assert.Positive(t, cut, "no run was long enough to be cut")
+	s.play(t, "10").succeeded(t)
+	s.play(t, "10").unchanged(t, three...)
+	s.play(t, "18").unchanged(t, three...)
+	s.noTokens(t)
+}
+
+// cut runs a playbook and kills it with all its processes. It tells whether the playbook had not ended by itself.
+func (s *site) cut(t *testing.T, number string, after time.Duration) bool {
+	t.Helper()
+
+	play := exec.Command("ansible-playbook", "-i", s.inventory, s.playbook(t, number))
+	play.Dir = s.root
+	play.Env = s.environ(os.Environ())
+	play.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+
+	require.NoError(t, play.Start())
+
+	ended := make(chan error, 1)
+	go func() { ended <- play.Wait() }()
+
+	select {
+	case err := <-ended:
+		require.NoError(t, err, "a run that goes on after a cut")
+
+		return false
+	case <-time.After(after):
+		require.NoError(t, syscall.Kill(-play.Process.Pid, syscall.SIGKILL))
+		<-ended
+
+		return true
+	}
 }
