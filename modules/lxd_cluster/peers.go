@@ -141,7 +141,7 @@ func issueToken(ctx context.Context, task *ansible.Task, request json.RawMessage
 		return nil, nil, ansible.Fail(CodeNotClustered, "run the module there first, with bootstrap: true", "its server is in no cluster")
 	}
 
-	err = takeTurn(ctx, asked)
+	err = takeTurn(ctx, server, asked)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -187,7 +187,8 @@ func revokeToken(ctx context.Context, _ *ansible.Task, request json.RawMessage) 
 		return nil, nil, err
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	// Also when the controller goes in the middle of it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), peerTimeout)
 	defer cancel()
 
 	server, err := lxdapi.Connect(ctx, lxdapi.Options{})
@@ -199,20 +200,13 @@ func revokeToken(ctx context.Context, _ *ansible.Task, request json.RawMessage) 
 }
 
 func revoke(ctx context.Context, server *lxdapi.Server, name string) error {
-	var byStatus map[string][]api.Operation
-
-	_, err := server.Get("/1.0/operations?recursion=1", &byStatus)
+	tokens, err := liveTokens(server, name)
 	if err != nil {
-		return fmt.Errorf("reading running operations: %w", err)
+		return err
 	}
 
-	for _, operation := range byStatus["running"] {
-		_, isToken := operation.Metadata["secret"]
-		if operation.Class != api.OperationClassToken || !isToken || operation.Metadata["serverName"] != name {
-			continue
-		}
-
-		err = server.Send(ctx, http.MethodDelete, lxdapi.Path("operations", operation.ID), nil, "")
+	for _, token := range tokens {
+		err = server.Send(ctx, http.MethodDelete, lxdapi.Path("operations", token.ID), nil, "")
 		if err != nil && !lxdapi.NotFound(err) {
 			return fmt.Errorf("revoking the join token of member %q: %w", name, err)
 		}
@@ -221,26 +215,49 @@ func revoke(ctx context.Context, server *lxdapi.Server, name string) error {
 	return nil
 }
 
-// turn says who joins now. It lies on the host that gives out tokens and runs out by itself, for a controller that was
-// switched off in the middle.
+// liveTokens are the join tokens of a member that were neither used nor revoked.
+func liveTokens(server *lxdapi.Server, name string) ([]api.Operation, error) {
+	var byStatus map[string][]api.Operation
+
+	_, err := server.Get("/1.0/operations?recursion=1", &byStatus)
+	if err != nil {
+		return nil, fmt.Errorf("reading running operations: %w", err)
+	}
+
+	return slices.DeleteFunc(byStatus["running"], func(operation api.Operation) bool {
+		_, isToken := operation.Metadata["secret"]
+
+		return operation.Class != api.OperationClassToken || !isToken || operation.Metadata["serverName"] != name
+	}), nil
+}
+
+// turn says who joins now. It lies on the host that gives out tokens. A controller that was killed in the middle leaves
+// it behind: see lapsed.
 type turn struct {
 	Name    string    `json:"name"`
+	Since   time.Time `json:"since"`
 	Expires time.Time `json:"expires"`
 }
 
 const turnRecord = "joining"
 
+// A task uses its token at once, so one that lies unused for this long belongs to a task that is gone.
+const unusedAfter = 30 * time.Second
+
+// The cluster lists a new member as online a moment before its join has ended.
+const settledAfter = 10 * time.Second
+
 func turns() record.Store { return record.Open(record.DefaultRoot, "lxd_cluster") }
 
 // takeTurn waits until no other member joins. Keep writes only where nothing is, so of two that come at once one waits.
-func takeTurn(ctx context.Context, asked tokenRequest) error {
-	var holder turn
-
+func takeTurn(ctx context.Context, server *lxdapi.Server, asked tokenRequest) error {
 	for {
-		err := turns().Keep(turnRecord, turn{asked.Name, time.Now().Add(asked.Timeout)})
+		err := turns().Keep(turnRecord, turn{asked.Name, time.Now(), time.Now().Add(asked.Timeout)})
 		if err != nil {
 			return err
 		}
+
+		var holder turn
 
 		found, err := turns().Read(turnRecord, &holder)
 		if err != nil {
@@ -251,13 +268,12 @@ func takeTurn(ctx context.Context, asked tokenRequest) error {
 			return nil
 		}
 
-		if found && time.Now().After(holder.Expires) {
-			err = endTurn(holder.Name)
-			if err != nil {
-				return err
-			}
+		if found {
+			err = endLapsed(ctx, server, holder)
+		}
 
-			continue
+		if err != nil {
+			return err
 		}
 
 		select {
@@ -266,6 +282,46 @@ func takeTurn(ctx context.Context, asked tokenRequest) error {
 		case <-time.After(pollEvery):
 		}
 	}
+}
+
+// endLapsed ends a turn whose join is over though its task did not say so. A token that was not used is revoked first:
+// whoever still has it must not join beside the next one.
+func endLapsed(ctx context.Context, server *lxdapi.Server, holder turn) error {
+	over, err := lapsed(server, holder, time.Now())
+	if err != nil || !over {
+		return err
+	}
+
+	err = revoke(ctx, server, holder.Name)
+	if err != nil {
+		return err
+	}
+
+	return endTurn(holder.Name)
+}
+
+func lapsed(server *lxdapi.Server, holder turn, now time.Time) (bool, error) {
+	if now.After(holder.Expires) {
+		return true, nil
+	}
+
+	members, err := server.Members()
+	if err != nil {
+		return false, err
+	}
+
+	tokens, err := liveTokens(server, holder.Name)
+	if err != nil {
+		return false, err
+	}
+
+	member, age := findMember(members, holder.Name), now.Sub(holder.Since)
+
+	if len(tokens) > 0 {
+		return age > unusedAfter, nil
+	}
+
+	return member != nil && member.Online && age > settledAfter, nil
 }
 
 // endTurn lets the next one join. Somebody else's turn is left alone.

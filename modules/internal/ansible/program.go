@@ -55,6 +55,13 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 		call = execute
 	case "peer":
 		call = answerPeer
+
+		// A task goes on when its controller has gone, since half-done is worse; a peer may be waiting for its turn and
+		// must not take it for a task that is gone.
+		var release context.CancelFunc
+
+		ctx, release = whileRead(ctx, stdout)
+		defer release()
 	case "async":
 		call = startAsync
 	case asyncChild:
