@@ -113,14 +113,24 @@ func sequence() int {
 	return sequenceNext
 }
 
+// buildOnce leaves one program in the user's cache, however many test programs there are: none of them is told when the
+// last test is over.
 var buildOnce = sync.OnceValues(func() (string, error) {
-	folder, err := os.MkdirTemp("", "thinkube-bundle-")
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+
+	folder := filepath.Join(cache, "thinkube-tests")
+
+	err = os.MkdirAll(folder, 0o700)
 	if err != nil {
 		return "", err
 	}
 
 	program := filepath.Join(folder, "thinkube")
-	build := exec.Command("go", "build", "-tags", "faultinject", "-o", program, "github.com/thinkube/infra/modules/bundle")
+	fresh := program + "-" + strconv.Itoa(os.Getpid())
+	build := exec.Command("go", "build", "-tags", "faultinject", "-o", fresh, "github.com/thinkube/infra/modules/bundle")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 
 	out, err := build.CombinedOutput()
@@ -128,7 +138,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("building the bundle: %w\n%s", err, out)
 	}
 
-	return program, nil
+	return program, os.Rename(fresh, program)
 })
 
 // Program builds the program with all modules, once a test run, with the points where tests can kill it.
