@@ -287,7 +287,7 @@ func (s *site) testRollback(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	s := needSite(t)
 
-	for first := 1500 * time.Millisecond; first < 2*time.Second; first += 125 * time.Millisecond {
+	for first := 1500 * time.Millisecond; first < 2*time.Second; first += 250 * time.Millisecond {
 		s.restore(t, pristine)
 
 		cut := 0
