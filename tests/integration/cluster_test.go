@@ -282,6 +282,29 @@ func (s *site) testRollback(t *testing.T) {
 	step(t, "again it changes nothing", func(t *testing.T) { s.play(t, "19", "-e", "confirm=lab").unchanged(t, three...) })
 }
 
+// TestSizesByMember makes a pool that is a file of another size on each member, one of them of LXD's choice.
+func TestSizesByMember(t *testing.T) {
+	s := needSite(t)
+	s.restore(t, pristine)
+
+	inventory := s.variant(t, func(all map[string]any) {
+		at(t, all, "vars")["lxd_storage_driver"] = "btrfs"
+		hostVars(t, all, "n1")["lxd_storage_size"] = "2GiB"
+		hostVars(t, all, "n3")["lxd_storage_size"] = "3GiB"
+	})
+
+	s.playWith(t, "10", playOptions{inventory: inventory}).succeeded(t)
+	s.playWith(t, "10", playOptions{inventory: inventory}).unchanged(t, three...)
+	s.playWith(t, "18", playOptions{inventory: inventory}).unchanged(t, three...)
+
+	for member, size := range map[string]string{"n1": "2GiB", "n3": "3GiB"} {
+		assert.Contains(t, s.run(t, "n2", "lxc storage show default --target "+member), "size: "+size+"\n")
+	}
+
+	s.playWith(t, "19", playOptions{inventory: inventory, args: []string{"-e", "confirm=lab"}}).succeeded(t)
+	s.sameAs(t, pristine, three...)
+}
+
 // TestInterrupted kills ansible in the middle of playbook 10, again and again: the next run goes on from there, also when
 // what the last one started on the hosts is still at work.
 func TestInterrupted(t *testing.T) {
