@@ -117,7 +117,8 @@ $(TARBALL): $(PROGRAMS) $(COLLECTION_FILES)
 
 .PHONY: test test-unit lint lint-go lint-yaml bench
 test: root deps build lint ## every test: lint, units, real LXD, transport, lab, collection (as root)
-	@THINKUBE_LAB=1 $(GOTESTSUM) --format standard-quiet -- -p 1 -count 1 -timeout 60m ./...
+	@# Two packages at a time: each has names and networks of its own. More would only get in each other's way.
+	THINKUBE_LAB=1 $(GOTESTSUM) --format standard-quiet -- -p 2 -count 1 -timeout 60m ./...
 
 test-unit: go ## the tests that need neither root nor network
 	@go test -short $$(go list ./... | grep -v /tests/)
