@@ -15,9 +15,10 @@ import json
 import os
 import secrets
 import shlex
+import time
 
 from ansible import constants as C
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.json import AnsibleJSONEncoder
 from ansible.module_utils.common.text.converters import to_text
 from ansible.plugins.action import ActionBase
@@ -71,7 +72,10 @@ class ActionModule(ActionBase):
                 if question is None:
                     result = answer.clean(data)
                     return result
-                reply = self._ask(question, envelope, task_vars, undo)
+                if question.get("reconnect"):
+                    reply = self._reconnect(question["reconnect"])
+                else:
+                    reply = self._ask(question, envelope, task_vars, undo)
                 envelope["answers"][question["id"]] = reply
                 envelope["resume"] = data.get("_thinkube_resume", "")
             raise Refused("the module asked other hosts %d times without coming to an end" % MAX_PASSES)
@@ -90,6 +94,27 @@ class ActionModule(ActionBase):
             return answer.module_failure(raw)
         # As for every module that ansible-core starts in the background.
         return dict(answer.clean(data), changed=True)
+
+    # --- a new connection
+
+    def _reconnect(self, seconds):
+        """Drops the connection and opens a new one, for which it tries that long: the host's network is changing.
+
+        A connection that was kept open proves nothing about the way to the host as it is now.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self._connection.reset()
+                # A host that is half there takes connections and says nothing: ssh's own timeout ends that.
+                if marked(self._shell("cat >/dev/null; echo " + program.SOUND, b"\n"), program.SOUND) is not None:
+                    return dict(answer=True)
+                problem = "it answers, and not as a shell"
+            except AnsibleConnectionFailure as error:
+                problem = to_text(error)
+            if time.monotonic() > end:
+                raise AnsibleConnectionFailure("the host did not come back within %d seconds: %s" % (seconds, problem))
+            time.sleep(0.2)
 
     # --- questions to other hosts
 

@@ -38,16 +38,24 @@ type answerMsg struct {
 	} `json:"failure,omitzero"`
 }
 
-// pause ends a pass: the task goes on when the question is answered.
+// pause ends a pass: the task goes on when the question is answered, or over a new connection.
 type pause struct {
 	ID      string `json:"id"`
-	Host    string `json:"host"`
-	Peer    string `json:"peer"`
-	Request any    `json:"request"`
+	Host    string `json:"host,omitempty"`
+	Peer    string `json:"peer,omitempty"`
+	Request any    `json:"request,omitempty"`
+	// Reconnect is for how many seconds the controller tries to reach this host again, instead of asking another.
+	Reconnect float64 `json:"reconnect,omitempty"`
 }
 
 // Error is seen only where a module wraps the pause in a message.
-func (p *pause) Error() string { return fmt.Sprintf("asking %q on host %q", p.Peer, p.Host) }
+func (p *pause) Error() string {
+	if p.Reconnect > 0 {
+		return "waiting for a new connection"
+	}
+
+	return fmt.Sprintf("asking %q on host %q", p.Peer, p.Host)
+}
 
 // resumed is what a task takes with it over a pause.
 type resumed struct {
@@ -112,6 +120,32 @@ func (t *Task) Ask(_ context.Context, host, peer string, request, answer any) er
 	}
 
 	return nil
+}
+
+// Reconnect ends this process, has the controller drop its connection and open a new one, for which it tries as long as
+// the window is, and goes on with the task over that. Like Ask's, its error may be a pause. The id is what Reconnected
+// tells of in the new process. A task that the collection's action plugin did not start cannot do that, and goes on at
+// once: CanReconnect tells.
+func (t *Task) Reconnect(id string, window time.Duration) error {
+	if !t.CanReconnect() || t.Reconnected(id) {
+		return nil
+	}
+
+	return &pause{ID: id, Reconnect: window.Seconds()}
+}
+
+// CanReconnect tells whether this task can go on over a new connection.
+func (t *Task) CanReconnect() bool { return t.exchange != nil }
+
+// Reconnected tells whether this process was started over a new connection, for Reconnect with that id.
+func (t *Task) Reconnected(id string) bool {
+	if t.exchange == nil {
+		return false
+	}
+
+	_, ok := t.exchange.answers[id]
+
+	return ok
 }
 
 // Seal encrypts a secret for the other process of this task. Ansible prints what programs print at -vvv.

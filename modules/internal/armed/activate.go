@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package armed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/thinkube/infra/modules/internal/netconfig"
+	"github.com/thinkube/infra/modules/internal/netstate"
+)
+
+// command runs a manager's program; the error has what it said.
+func command(ctx context.Context, name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+
+	run := exec.CommandContext(ctx, name, args...)
+	run.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	run.WaitDelay = time.Second
+
+	out, err := run.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+
+	return nil
+}
+
+// activate tells the manager of its new files and waits until it has taken them.
+func activate(ctx context.Context, manager Manager, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+
+	renderer := manager.Name
+
+	if manager.Name == netconfig.Netplan {
+		err := command(ctx, "netplan", "generate")
+		if err != nil {
+			return err
+		}
+
+		renderer = manager.Renderer
+	}
+
+	switch renderer {
+	case netconfig.Networkd:
+		return activateNetworkd(ctx, manager)
+	case netconfig.NetworkManager:
+		return activateProfiles(ctx, manager)
+	case netconfig.Ifupdown:
+		return noteUp(manager.Up)
+	}
+
+	return nil
+}
+
+func activateNetworkd(ctx context.Context, manager Manager) error {
+	err := command(ctx, "networkctl", "reload")
+	if err != nil {
+		return err
+	}
+
+	for {
+		waits, err := networkdWaits(manager.Expect)
+		if err != nil || waits == "" {
+			return err
+		}
+
+		select {
+		case <-ctx.Done():
+			return errors.New(waits)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// networkdWaits tells what networkd has not taken yet, by its notes about the links.
+func networkdWaits(expect map[string]string) (string, error) {
+	current, err := netstate.Read()
+	if err != nil {
+		return "", err
+	}
+
+	for name, file := range expect {
+		link := current.Link(name)
+		if link == nil {
+			return fmt.Sprintf("link %q is gone", name), nil
+		}
+
+		note, err := os.ReadFile(filepath.Join("/run/systemd/netif/links", strconv.Itoa(link.Index)))
+		if err != nil {
+			return fmt.Sprintf("networkd has not noticed link %q", name), nil
+		}
+
+		lines := strings.Split(string(note), "\n")
+		if !slices.Contains(lines, "NETWORK_FILE="+file) {
+			return fmt.Sprintf("networkd does not use file %q for link %q", file, name), nil
+		}
+
+		if !slices.Contains(lines, "ADMIN_STATE=configured") {
+			return fmt.Sprintf("networkd has not finished configuring link %q", name), nil
+		}
+	}
+
+	return "", nil
+}
+
+func activateProfiles(ctx context.Context, manager Manager) error {
+	err := command(ctx, "nmcli", "connection", "reload")
+
+	for _, profile := range manager.Profiles {
+		if err == nil {
+			err = command(ctx, "nmcli", "--wait", "15", "connection", "up", "uuid", profile)
+		}
+	}
+
+	return err
+}
+
+// noteUp writes into ifupdown's note which links are up, so that ifdown and a later restart of networking know of them.
+// The program has no way to say "it is up already".
+func noteUp(up []string) error {
+	const note = "/run/network/ifstate"
+
+	text, err := os.ReadFile(note)
+	if err != nil {
+		return err
+	}
+
+	var kept []string
+
+	for _, line := range strings.Split(strings.TrimRight(string(text), "\n"), "\n") {
+		name, _, _ := strings.Cut(line, "=")
+		if name != "" && !slices.Contains(up, "-"+name) {
+			kept = append(kept, line)
+		}
+	}
+
+	for _, name := range up {
+		if !strings.HasPrefix(name, "-") && !slices.Contains(kept, name+"="+name) {
+			kept = append(kept, name+"="+name)
+		}
+	}
+
+	return os.WriteFile(note, []byte(strings.Join(kept, "\n")+"\n"), 0o644)
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package armed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/thinkube/infra/modules/internal/netconfig"
+	"github.com/thinkube/infra/modules/internal/netprobe"
+	"github.com/thinkube/infra/modules/internal/netstate"
+)
+
+const (
+	// settleLimit is how long a network manager gets to take new files, and a DHCP server to answer.
+	settleLimit = 20 * time.Second
+	// probeLimit is how long the way to others may take to come back.
+	probeLimit = 10 * time.Second
+)
+
+// Apply makes the change: files, kernel, manager, and then the proof. It runs in a process of its own; its error is why
+// the guard undoes it.
+func (s Store) Apply(ctx context.Context) error {
+	change, err := s.Load()
+	if err != nil {
+		return err
+	}
+
+	if change == nil || change.Phase != Applying {
+		return ErrOutrun
+	}
+
+	faultPoint("applying")
+
+	err = writeFiles(change.Files, true)
+	if err != nil {
+		return err
+	}
+
+	// The kernel first, in a few milliseconds; the manager then finds everything as its files say.
+	err = netstate.Execute(ctx, change.After)
+	if err != nil {
+		return err
+	}
+
+	faultPoint("kernel")
+
+	err = activate(ctx, change.New, settleLimit)
+	if err != nil {
+		return err
+	}
+
+	faultPoint("manager")
+
+	err = settleKernel(ctx, change.After, change.New)
+	if err != nil {
+		return err
+	}
+
+	faultPoint("settled")
+
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+
+	err = netprobe.Await(ctx, change.Probes, uplinkOf(change.After))
+	if err != nil {
+		return fmt.Errorf("what worked before does not work any more: %w", err)
+	}
+
+	faultPoint("probed")
+
+	_, err = s.turn(change.ID, []Phase{Applying}, Applied, func(change *Change) { change.AppliedA = Now() })
+
+	return err
+}
+
+// uplinkOf is the link that has the addresses: the bridge, or the first port where there is none.
+func uplinkOf(target netstate.Target) string {
+	for _, link := range target.Links {
+		if link.Name == target.Bridge {
+			return link.Name
+		}
+	}
+
+	for _, link := range target.Links {
+		return link.Name
+	}
+
+	return target.Bridge
+}
+
+// Static is what of a target stays whatever a DHCP server or a router says later.
+func Static(target netstate.Target) netstate.Target {
+	static := target
+	static.Addrs, static.Routes = nil, nil
+	static.Lenient = true
+
+	for _, addr := range target.Addrs {
+		if !addr.Dynamic() {
+			static.Addrs = append(static.Addrs, addr)
+		}
+	}
+
+	for _, route := range target.Routes {
+		if route.Proto != netstate.ProtoDHCP && route.Proto != netstate.ProtoRA {
+			static.Routes = append(static.Routes, route)
+		}
+	}
+
+	// The manager has its own idea of the settings of links, by the same files as ever.
+	static.Links = nil
+
+	for _, link := range target.Links {
+		link.Sysctls = nil
+		static.Links = append(static.Links, link)
+	}
+
+	return static
+}
+
+// settleKernel puts right what the manager took away because no file has it, waits for what a DHCP server gives, and
+// leaves no doubt: the target must be reached twice in a row.
+func settleKernel(ctx context.Context, target netstate.Target, manager Manager) error {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+
+	static := Static(target)
+	quiet := 0
+
+	for {
+		current, err := netstate.Read()
+		if err != nil {
+			return err
+		}
+
+		ops := netstate.Ops(current, static)
+
+		err = nil
+		if len(ops) > 0 {
+			quiet = 0
+			err = netstate.Execute(ctx, static)
+		} else if err = waiting(current, target, manager); err == nil {
+			quiet++
+		}
+
+		if err == nil && quiet >= 2 {
+			return nil
+		}
+
+		select {
+		case <-ctx.Done():
+			if err == nil {
+				err = errors.New("the network does not come to rest")
+			}
+
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// waiting tells what is still to come: a carrier, a port that forwards, an address from a DHCP server.
+func waiting(current netstate.Net, target netstate.Target, manager Manager) error {
+	for _, want := range target.Links {
+		have := current.Link(want.Name)
+
+		switch {
+		case have == nil:
+			return fmt.Errorf("link %q is gone", want.Name)
+		case want.Carrier && !have.Carrier:
+			return fmt.Errorf("link %q has no carrier", want.Name)
+		case have.Master == target.Bridge && want.Carrier && have.PortState != "forwarding":
+			return fmt.Errorf("port %q is %s and does not forward yet", want.Name, have.PortState)
+		}
+	}
+
+	if !manager.Dynamic {
+		return nil
+	}
+
+	for _, addr := range target.Addrs {
+		if addr.Dynamic() && addr.Addr4() && !hasDynamic(current, addr.Link) {
+			return fmt.Errorf("link %q has no address from a DHCP server", addr.Link)
+		}
+	}
+
+	return nil
+}
+
+func hasDynamic(current netstate.Net, link string) bool {
+	for _, addr := range current.AddrsOf(link) {
+		if addr.Dynamic() && addr.Addr4() {
+			return true
+		}
+	}
+
+	return false
+}
+
+// restoreTries bounds how often undoing is tried before it is left at what could be done.
+const restoreTries = 3
+
+// Restore undoes a change: files, kernel, manager. The reason is kept for whoever asks.
+func (s Store) Restore(ctx context.Context, id, reason string) error {
+	change, err := s.turn(id, unfinished, Restoring, func(change *Change) {
+		if change.Reason == "" {
+			change.Reason = reason
+		}
+	})
+	if errors.Is(err, ErrOutrun) {
+		return nil // confirmed in the last moment
+	}
+
+	if err != nil {
+		return err
+	}
+
+	faultPoint("restoring")
+
+	// Undoing has no deadline but its own, and no interrupt.
+	ctx = context.WithoutCancel(ctx)
+
+	for try := 1; ; try++ {
+		err = restore(ctx, change)
+		if err == nil || try == restoreTries {
+			break
+		}
+	}
+
+	faultPoint("restored")
+
+	_, turned := s.turn(id, []Phase{Restoring}, RolledBack, func(change *Change) {
+		if err != nil {
+			change.Failed = err.Error()
+		}
+	})
+
+	if err == nil && turned == nil {
+		disableUnit()
+
+		_ = os.Remove(s.Program())
+	}
+
+	return errors.Join(err, turned)
+}
+
+func restore(ctx context.Context, change *Change) error {
+	// The addresses first: without them, nobody sees what else goes wrong.
+	errs := []error{netstate.Execute(ctx, change.Before)}
+
+	faultPoint("restored-kernel")
+
+	errs = append(errs, writeFiles(change.Files, false))
+	errs = append(errs, activate(ctx, change.Old, settleLimit))
+
+	faultPoint("restored-manager")
+
+	errs = append(errs, settleKernel(ctx, change.Before, change.Old))
+
+	if change.Resolv != nil {
+		have, err := netconfig.ReadFile("", change.Resolv.Path)
+		if err == nil && (have == nil || have.Content != change.Resolv.Content) {
+			err = writeFile(change.Resolv.Path, change.Resolv)
+		}
+
+		errs = append(errs, err)
+	}
+
+	// What counts is how it ended: a manager's refusal half-way is no matter when everything is as it was.
+	current, err := netstate.Read()
+	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 && errs[1] == nil {
+		return nil
+	}
+
+	return errors.Join(append(errs, err)...)
+}
+
+// Boot runs before the network when the host starts: an open change is undone, which now is a matter of files.
+func (s Store) Boot(ctx context.Context) error {
+	change, err := s.Load()
+	if err != nil || change == nil {
+		disableUnit()
+
+		return err
+	}
+
+	switch {
+	case change.Phase == Confirmed:
+		return s.finish(change.ID)
+	case !change.Phase.Open() || change.BootID == BootID():
+		return nil
+	}
+
+	change, err = s.turn(change.ID, unfinished, Restoring, func(change *Change) {
+		if change.Reason == "" {
+			change.Reason = "the host was restarted before the change was confirmed"
+		}
+	})
+	if err != nil {
+		return err
+	}
+
+	err = writeFiles(change.Files, false)
+	if change.Resolv != nil {
+		err = errors.Join(err, writeFile(change.Resolv.Path, change.Resolv))
+	}
+
+	if err != nil {
+		return err // at the next start again
+	}
+
+	if change.Old.Name == netconfig.Netplan {
+		// Its generator has run already, on the files as they were.
+		err = command(ctx, "netplan", "generate")
+	}
+
+	_, turned := s.turn(change.ID, []Phase{Restoring}, RolledBack, nil)
+
+	disableUnit()
+
+	_ = os.Remove(s.Program())
+
+	return errors.Join(err, turned)
+}
+
+// Confirm makes an applied change stay. After it has returned, nothing undoes the change any more.
+func (s Store) Confirm(id string) error {
+	_, err := s.turn(id, []Phase{Applied}, Confirmed, nil)
+	if err != nil {
+		return err
+	}
+
+	faultPoint("confirmed")
+
+	return s.finish(id)
+}
+
+// finish does what is left of a confirmed change: the record, and tidying. It can be cut anywhere and done again.
+func (s Store) finish(id string) error {
+	err := s.locked(func() error {
+		change, err := s.Load()
+		if err != nil || change == nil || change.ID != id || change.Phase != Confirmed {
+			return err
+		}
+
+		if len(change.Record) > 0 {
+			err = replaceFile(s.recordPath(change.Bridge), append(change.Record, '\n'), 0o600, -1, -1)
+		} else {
+			err = os.Remove(s.recordPath(change.Bridge))
+			if errors.Is(err, os.ErrNotExist) {
+				err = nil
+			}
+		}
+
+		if err != nil {
+			return err
+		}
+
+		disableUnit()
+
+		return os.Remove(s.path())
+	})
+
+	s.tidy()
+
+	return err
+}
+
+// Await waits until the change is applied, over, or nobody is left to make it.
+func (s Store) Await(ctx context.Context, id string) (*Change, error) {
+	watch, err := watchFolder(s.Dir)
+	if err != nil {
+		return nil, err
+	}
+
+	defer watch.close()
+
+	for {
+		change, err := s.Load()
+		if err != nil {
+			return nil, err
+		}
+
+		if change == nil || change.ID != id {
+			return nil, ErrOutrun
+		}
+
+		if change.Phase == Applied || change.Phase == Confirmed || !change.Phase.Open() {
+			return change, nil
+		}
+
+		if ctx.Err() != nil {
+			return change, ctx.Err()
+		}
+
+		watch.wait(ctx, time.Second)
+	}
+}
