@@ -101,7 +101,9 @@ func (m Module[A, S, V]) ReturnType() reflect.Type { return reflect.TypeFor[V]()
 
 func (m Module[A, S, V]) peer(name string) Peer { return m.Peers[name] }
 
-func (m Module[A, S, V]) service(name string) func(ctx context.Context) error { return m.Services[name] }
+func (m Module[A, S, V]) service(name string) func(ctx context.Context) error {
+	return m.Services[name]
+}
 
 // replans bounds how often a task plans again because somebody else changed the same object.
 const replans = 3

@@ -65,20 +65,20 @@ func (s Store) Apply(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 
-	err = netprobe.Await(ctx, change.Probes, uplinkOf(change.After))
+	err = netprobe.Await(ctx, change.Probes, Uplink(change.After))
 	if err != nil {
 		return fmt.Errorf("what worked before does not work any more: %w", err)
 	}
 
 	faultPoint("probed")
 
-	_, err = s.turn(change.ID, []Phase{Applying}, Applied, func(change *Change) { change.AppliedA = Now() })
+	_, err = s.turn(change.ID, []Phase{Applying}, Applied, func(change *Change) { change.AppliedAt = Now() })
 
 	return err
 }
 
-// uplinkOf is the link that has the addresses: the bridge, or the first port where there is none.
-func uplinkOf(target netstate.Target) string {
+// Uplink is the link that has the addresses: the bridge, or the first port where there is none.
+func Uplink(target netstate.Target) string {
 	for _, link := range target.Links {
 		if link.Name == target.Bridge {
 			return link.Name
@@ -365,6 +365,29 @@ func (s Store) finish(id string) error {
 	})
 
 	s.tidy()
+
+	return err
+}
+
+// Undo undoes an open change at once, by its guard or, where none is left, by itself, and is back when that is done.
+func (s Store) Undo(ctx context.Context, id, reason string) error {
+	if !s.Guarded() {
+		return s.Restore(ctx, id, reason)
+	}
+
+	_, err := s.turn(id, unfinished, Restoring, func(change *Change) { change.Reason = reason })
+	if errors.Is(err, ErrOutrun) {
+		return nil
+	}
+
+	if err != nil {
+		return err
+	}
+
+	change, err := s.Await(ctx, id)
+	if err == nil && change.Failed != "" {
+		return errors.New(change.Failed)
+	}
 
 	return err
 }

@@ -67,20 +67,19 @@ type Change struct {
 	Reason string `json:"reason,omitempty"` // why it was undone
 	Failed string `json:"failed,omitempty"` // what could not be undone
 
-	BootID   string        `json:"boot_id"`
-	Timeout  time.Duration `json:"timeout"`   // 0: nobody needs to confirm
-	Deadline int64         `json:"deadline"`  // on the clock of Now
-	AppliedA int64         `json:"applied_at"` // on the clock of Now
+	BootID    string        `json:"boot_id"`
+	Timeout   time.Duration `json:"timeout"`    // 0: nobody needs to confirm
+	Deadline  int64         `json:"deadline"`   // on the clock of Now
+	AppliedAt int64         `json:"applied_at"` // on the clock of Now
 
-	Before  netstate.Target    `json:"before"`
-	After   netstate.Target    `json:"after"`
-	Files   []netconfig.Change `json:"files"`
-	Resolv  *netconfig.File    `json:"resolv,omitempty"`
-	Old     Manager            `json:"old"`
-	New     Manager            `json:"new"`
-	Probes  []netprobe.Probe   `json:"probes"`
-	Record  json.RawMessage    `json:"record,omitempty"` // what confirming writes down; nothing: what is written down goes
-	Started bool               `json:"started,omitempty"`
+	Before netstate.Target    `json:"before"`
+	After  netstate.Target    `json:"after"`
+	Files  []netconfig.Change `json:"files"`
+	Resolv *netconfig.File    `json:"resolv,omitempty"`
+	Old    Manager            `json:"old"`
+	New    Manager            `json:"new"`
+	Probes []netprobe.Probe   `json:"probes"`
+	Record json.RawMessage    `json:"record,omitempty"` // what confirming writes down; nothing: what is written down goes
 }
 
 // Manager is who must be told of new files, and how it looks when it has taken them.

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -281,6 +282,49 @@ func choose(found []Config, asked string) Config {
 	return chosen
 }
 
+// Expect gives networkd's file for each link once it has taken what Render wrote.
+func Expect(config Config, wanted Wanted) (map[string]string, error) {
+	expect := map[string]string{}
+
+	switch {
+	case config.Manager == Networkd:
+		prefix, err := networkdPrefix(config.Applied)
+		if err != nil {
+			return nil, err
+		}
+
+		expect[wanted.Bridge] = prefix + wanted.Bridge + ".network"
+
+		for _, port := range wanted.Ports {
+			expect[port] = prefix + wanted.Bridge + "-" + port + ".network"
+		}
+	case config.Manager == Netplan && config.Renderer == Networkd:
+		const generated = "/run/systemd/network/10-netplan-"
+
+		expect[wanted.Bridge] = generated + wanted.Bridge + ".network"
+
+		for _, port := range wanted.Ports {
+			expect[port] = config.Applied
+		}
+	}
+
+	return expect, nil
+}
+
+// Profiles are those that NetworkManager is to activate for what Render wrote, in order.
+func Profiles(config Config, wanted Wanted) []string {
+	if config.Manager != NetworkManager {
+		return nil
+	}
+
+	profiles := []string{profileID(wanted.Bridge)}
+	for _, port := range wanted.Ports {
+		profiles = append(profiles, profileID(wanted.Bridge+" "+port))
+	}
+
+	return profiles
+}
+
 // cloudFile tells cloud-init to keep its hands off the network (cloud-init's documentation, "Disable network
 // configuration").
 const cloudFile = "/etc/cloud/cloud.cfg.d/99-thinkube-network.cfg"
@@ -314,4 +358,20 @@ func shellVars(path string) map[string]string {
 
 func netifState(root string, index int) map[string]string {
 	return shellVars(filepath.Join(root, "/run/systemd/netif/links", strconv.Itoa(index)))
+}
+
+var secretLine = regexp.MustCompile(`(?im)^\s*"?(?:[a-z0-9_-]*(?:password|passwd|psk|secret|presharedkey|privatekey|private-key|wep-key[0-9]|pin)(?:-raw)?|key)"?\s*[:=]\s*(.+?)\s*$`)
+
+// Secrets finds passwords and keys in configuration files, which nobody is to see.
+func Secrets(text string) []string {
+	var found []string
+
+	for _, match := range secretLine.FindAllStringSubmatch(text, -1) {
+		// A word that short is no secret worth the name, and masking it would garble all else.
+		if value := strings.Trim(match[1], `"'`); len(value) >= 6 {
+			found = append(found, value)
+		}
+	}
+
+	return found
 }

@@ -5,6 +5,7 @@ package netstate
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -418,6 +419,41 @@ func Move(before Target, bridge Link, ports []string) Target {
 	}
 
 	return after
+}
+
+// Simulate gives the state that a target leads to, as far as it can be known: what check mode shows.
+func Simulate(current Net, target Target) Net {
+	scope := target.scope()
+	in := func(name string) bool { return slices.Contains(scope, name) }
+	next := Net{
+		Links:  slices.DeleteFunc(slices.Clone(current.Links), func(l Link) bool { return in(l.Name) }),
+		Addrs:  slices.DeleteFunc(slices.Clone(current.Addrs), func(a Addr) bool { return in(a.Link) }),
+		Routes: slices.DeleteFunc(slices.Clone(current.Routes), func(r Route) bool { return slices.ContainsFunc(r.Devs(), in) }),
+		Rules:  slices.DeleteFunc(slices.Clone(current.Rules), func(r Rule) bool { return in(r.Iif) || in(r.Oif) }),
+	}
+
+	for _, link := range target.Links {
+		have := current.Link(link.Name)
+		if have != nil {
+			sysctls := maps.Clone(have.Sysctls)
+			maps.Copy(sysctls, link.Sysctls)
+			link.Sysctls = sysctls
+		}
+
+		if link.Master != "" {
+			link.PortState = "forwarding"
+		}
+
+		next.Links = append(next.Links, link)
+	}
+
+	slices.SortFunc(next.Links, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
+
+	next.Addrs = append(next.Addrs, target.Addrs...)
+	next.Routes = append(next.Routes, target.Routes...)
+	next.Rules = append(next.Rules, target.Rules...)
+
+	return next
 }
 
 // InheritedSysctls are what a bridge takes over of a port's own settings.

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netbridge
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/armed"
+	"github.com/thinkube/infra/modules/internal/netconfig"
+	"github.com/thinkube/infra/modules/internal/netprobe"
+	"github.com/thinkube/infra/modules/internal/netstate"
+)
+
+// State is a host's network as far as it matters to the bridge.
+type State struct {
+	Name   string           `json:"name"`
+	Net    netstate.Net     `json:"net"`
+	Config netconfig.Config `json:"config"` // how the port is configured now
+	// Files are those that the record knows, as they are now.
+	Files []netconfig.File `json:"files,omitempty"`
+	// Resolv is /etc/resolv.conf where it is a file of its own.
+	Resolv *netconfig.File `json:"resolv,omitempty"`
+	DNS    []string        `json:"dns,omitempty"`
+	// Taken are the wanted addresses that another host answers for.
+	Taken []string `json:"taken,omitempty"`
+	// ReadOnly are the folders that cannot be written.
+	ReadOnly []string `json:"read_only,omitempty"`
+	Armed    *Armed   `json:"armed,omitempty"`
+	Record   *Record  `json:"record,omitempty"`
+	// Steps are what was or would be done, for people.
+	Steps []string `json:"-"`
+}
+
+// Record is what a confirmed change left on the host: how it was before the first change, and what was made of it.
+type Record struct {
+	Ports    []string           `json:"ports"`
+	Source   netconfig.Config   `json:"source"`   // how the port was configured
+	Original netstate.Target    `json:"original"` // what the kernel had
+	Files    []netconfig.Change `json:"files"`    // from the original to what was written
+	Applied  netstate.Target    `json:"applied"`
+	MAC      string             `json:"mac"`
+}
+
+type host struct {
+	args  Args
+	task  *ansible.Task
+	steps []string
+	id    string
+}
+
+func open(_ context.Context, task *ansible.Task, args Args) (ansible.Host[State], error) {
+	if os.Geteuid() != 0 {
+		return nil, ansible.Fail(ansible.CodeFailed, "use become: true", "the network can only be changed by root")
+	}
+
+	return &host{args: args, task: task, id: args.Ticket}, nil
+}
+
+// ticket is the change's name: the user's, or one of our own.
+func (h *host) ticket() string {
+	if h.id == "" {
+		random := make([]byte, 8)
+		_, _ = rand.Read(random) // never fails, says crypto/rand
+		h.id = hex.EncodeToString(random)
+	}
+
+	return h.id
+}
+
+// Read gets kernel, files and what an earlier change left.
+func (h *host) Read(ctx context.Context) (State, error) {
+	state := State{Name: h.args.Name, Steps: h.steps}
+
+	var err error
+
+	state.Net, err = netstate.Read()
+	if err != nil {
+		return state, err
+	}
+
+	state.Record, err = readRecord(h.args.Name)
+	if err == nil {
+		err = h.readArmed(&state)
+	}
+
+	if err != nil {
+		return state, err
+	}
+
+	ports, _ := findPorts(h.args, state) // what is wrong with them is the plan's to say
+	trimSysctls(&state.Net, append(slices.Clone(ports), h.args.Name))
+
+	err = h.readFiles(&state, ports)
+	if err != nil {
+		return state, err
+	}
+
+	h.hideSecrets(state)
+
+	if h.args.State == "present" && !h.args.inherits() && len(ports) > 0 && (h.args.Phase == "apply" || h.args.Phase == "stage" || h.args.Phase == "plan") {
+		state.Taken = takenAddresses(ctx, h.args, state.Net, ports[0])
+	}
+
+	return state, nil
+}
+
+func readRecord(bridge string) (*Record, error) {
+	var record Record
+
+	found, err := store.ReadRecord(bridge, &record)
+	if err != nil || !found {
+		return nil, err
+	}
+
+	return &record, nil
+}
+
+func (h *host) readArmed(state *State) error {
+	change, err := store.Load()
+	if err != nil || change == nil {
+		return err
+	}
+
+	// The host may have been restarted without a systemd that looks after the change.
+	guarded := store.Guarded() && change.BootID == armed.BootID()
+
+	state.Armed = &Armed{
+		Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary, Guarded: guarded,
+		Reason: change.Reason, Failed: change.Failed, Wanted: change.Wanted, Ours: h.task.Reconnected(change.ID),
+	}
+
+	return nil
+}
+
+// trimSysctls leaves out what is of no use and much to look at: the settings of other links.
+func trimSysctls(state *netstate.Net, keep []string) {
+	for i := range state.Links {
+		if !slices.Contains(keep, state.Links[i].Name) {
+			state.Links[i].Sysctls = nil
+		}
+	}
+}
+
+func (h *host) readFiles(state *State, ports []string) error {
+	var err error
+
+	if len(ports) > 0 {
+		if link := state.Net.Link(ports[0]); link != nil {
+			state.Config, err = netconfig.Read("", *link, h.args.Name, h.args.Manager)
+			if err != nil {
+				return fmt.Errorf("reading how link %q is configured: %w", link.Name, err)
+			}
+		}
+	}
+
+	if state.Record != nil {
+		for _, change := range state.Record.Files {
+			file, err := netconfig.ReadFile("", change.Path)
+			if err != nil {
+				return err
+			}
+
+			if file != nil {
+				state.Files = append(state.Files, *file)
+			}
+		}
+	}
+
+	for _, folder := range []string{"/etc", "/etc/systemd/network", "/etc/netplan", "/etc/NetworkManager/system-connections", "/etc/network"} {
+		if errors.Is(unix.Access(folder, unix.W_OK), unix.EROFS) {
+			state.ReadOnly = append(state.ReadOnly, folder)
+		}
+	}
+
+	info, err := os.Lstat("/etc/resolv.conf")
+	if err == nil && info.Mode().IsRegular() {
+		state.Resolv, err = netconfig.ReadFile("", "/etc/resolv.conf")
+	} else {
+		err = nil
+	}
+
+	state.DNS = nameServers()
+
+	return err
+}
+
+// nameServers are those that answer in the end: a stub on this host answers also when nobody else does.
+func nameServers() []string {
+	for _, path := range []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+
+		var servers []string
+
+		for _, line := range strings.Split(string(text), "\n") {
+			words := strings.Fields(line)
+			if len(words) < 2 || words[0] != "nameserver" {
+				continue
+			}
+
+			if addr, err := netip.ParseAddr(words[1]); err == nil && !addr.IsLoopback() {
+				servers = append(servers, words[1])
+			}
+		}
+
+		if servers != nil {
+			return servers
+		}
+	}
+
+	return nil
+}
+
+// hideSecrets keeps passwords and keys in configuration files out of the diff.
+func (h *host) hideSecrets(state State) {
+	files := slices.Concat(state.Files, state.Config.Files)
+	if state.Record != nil {
+		files = append(files, state.Record.Source.Files...)
+	}
+
+	for _, file := range files {
+		for _, secret := range netconfig.Secrets(file.Content) {
+			h.task.Hide(ansible.NewSecret(secret))
+		}
+	}
+}
+
+// takenAddresses asks on the link for each wanted address that this host does not have.
+func takenAddresses(ctx context.Context, args Args, state netstate.Net, port string) []string {
+	dev := port
+	if link := state.Link(port); link != nil && link.Master == args.Name {
+		dev = args.Name
+	}
+
+	var taken []string
+
+	for _, text := range args.Addresses {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil || slices.ContainsFunc(state.Addrs, func(addr netstate.Addr) bool { return strings.HasPrefix(addr.Prefix, prefix.Addr().String()+"/") }) {
+			continue
+		}
+
+		err = netprobe.Run(ctx, netprobe.Probe{Kind: netprobe.Neighbour, Target: prefix.Addr().String()}, dev)
+		if err == nil {
+			taken = append(taken, prefix.Addr().String())
+		}
+	}
+
+	return taken
+}
