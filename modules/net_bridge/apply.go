@@ -166,6 +166,12 @@ func (h *host) confirm(ctx context.Context, id string) error {
 
 	session := armed.FindSession()
 	if now.Phase == armed.Applied && session.SSH && session.Started < now.AppliedAt {
+		// The change may have been made just after this connection was.
+		err = h.task.Reconnect(id+" applied", time.Duration(now.Deadline-armed.Now())+grace)
+		if err != nil {
+			return err
+		}
+
 		return ansible.Fail(CodeOldConnection, "add a task \"ansible.builtin.meta: reset_connection\" before it; nothing is confirmed yet",
 			"this connection is older than the change, and proves nothing about a new one")
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,55 +64,71 @@ func activate(ctx context.Context, manager Manager, limit time.Duration) error {
 	return nil
 }
 
+// patience is how long networkd gets before it is told about a link by name.
+const patience = 3 * time.Second
+
 func activateNetworkd(ctx context.Context, manager Manager) error {
 	err := command(ctx, "networkctl", "reload")
 	if err != nil {
 		return err
 	}
 
+	next := time.Now().Add(patience)
+
 	for {
-		waits, err := networkdWaits(manager.Expect)
+		late, waits, err := networkdWaits(manager.Expect)
 		if err != nil || waits == "" {
 			return err
+		}
+
+		// networkd takes a bridge that was there before its file for ready only at the next word about it from the kernel
+		// (networkd 252, netdev.c: netdev_set_ifindex), and its ports wait for that.
+		netstate.Announce(slices.Sorted(maps.Keys(manager.Expect)))
+
+		if time.Now().After(next) {
+			// A link that has failed once is left alone by a reload.
+			_ = command(ctx, "networkctl", "reconfigure", late)
+			next = time.Now().Add(patience)
 		}
 
 		select {
 		case <-ctx.Done():
 			return errors.New(waits)
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
 
 // networkdWaits tells what networkd has not taken yet, by its notes about the links.
-func networkdWaits(expect map[string]string) (string, error) {
+func networkdWaits(expect map[string]string) (late, waits string, err error) {
 	current, err := netstate.Read()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 
-	for name, file := range expect {
+	for _, name := range slices.Sorted(maps.Keys(expect)) {
+		file := expect[name]
 		link := current.Link(name)
 		if link == nil {
-			return fmt.Sprintf("link %q is gone", name), nil
+			return name, fmt.Sprintf("link %q is gone", name), nil
 		}
 
 		note, err := os.ReadFile(filepath.Join("/run/systemd/netif/links", strconv.Itoa(link.Index)))
 		if err != nil {
-			return fmt.Sprintf("networkd has not noticed link %q", name), nil
+			return name, fmt.Sprintf("networkd has not noticed link %q", name), nil
 		}
 
 		lines := strings.Split(string(note), "\n")
 		if !slices.Contains(lines, "NETWORK_FILE="+file) {
-			return fmt.Sprintf("networkd does not use file %q for link %q", file, name), nil
+			return name, fmt.Sprintf("networkd does not use file %q for link %q", file, name), nil
 		}
 
 		if !slices.Contains(lines, "ADMIN_STATE=configured") {
-			return fmt.Sprintf("networkd has not finished configuring link %q", name), nil
+			return name, fmt.Sprintf("networkd has not finished configuring link %q", name), nil
 		}
 	}
 
-	return "", nil
+	return "", "", nil
 }
 
 func activateProfiles(ctx context.Context, manager Manager) error {

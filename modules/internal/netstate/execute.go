@@ -208,6 +208,17 @@ func clearFiltering(link netlink.Link, want *Bridge) error {
 	return netlink.BridgeSetVlanFiltering(link, false)
 }
 
+// Announce has the kernel tell everybody about the links once more. Nothing changes: an alias that is set to what it is
+// is news all the same.
+func Announce(names []string) {
+	for _, name := range names {
+		link, err := netlink.LinkByName(name)
+		if err == nil {
+			_ = netlink.LinkSetAlias(link, link.Attrs().Alias) // whoever needs to know is asked again anyway
+		}
+	}
+}
+
 func setMaster(name, master string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
