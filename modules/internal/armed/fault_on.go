@@ -8,10 +8,12 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 )
 
-// faultFile says where to fail and how: "POINT kill" kills this process, "POINT guard" the guard and this one, "POINT
-// stop" stands still until somebody cuts the power. It is used up by that. It exists only in programs built for tests.
+// faultFile says where to fail and how, in a line each: "POINT kill" kills this process, "POINT guard" the guard and this
+// one, "POINT stop" stands still until somebody cuts the power, "POINT pause" for a while. A line is used up by that; what
+// was reached is told in a file beside it. It exists only in programs built for tests.
 const faultFile = "/run/thinkube-fault"
 
 func faultPoint(point string) {
@@ -20,14 +22,31 @@ func faultPoint(point string) {
 		return
 	}
 
-	at, how, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
-	if at != point {
+	how := ""
+
+	var left []string
+
+	for _, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		at, what, _ := strings.Cut(line, " ")
+		if at == point && how == "" {
+			how = what
+		} else {
+			left = append(left, line)
+		}
+	}
+
+	if how == "" {
 		return
 	}
 
-	_ = os.Rename(faultFile, faultFile+".reached")
+	_ = os.WriteFile(faultFile, []byte(strings.Join(left, "\n")), 0o600)
+	_ = os.WriteFile(faultFile+"."+point, nil, 0o600)
 
 	switch how {
+	case "pause":
+		time.Sleep(3 * time.Second)
+
+		return
 	case "guard":
 		_ = syscall.Kill(os.Getppid(), syscall.SIGKILL)
 
