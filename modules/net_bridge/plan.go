@@ -230,7 +230,7 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 func describeFile(file netconfig.Change) string {
 	switch {
 	case file.After == nil:
-		return fmt.Sprintf("set file %q aside", file.Path)
+		return fmt.Sprintf("remove file %q", file.Path)
 	case file.Before == nil:
 		return fmt.Sprintf("write file %q", file.Path)
 	}
@@ -383,7 +383,6 @@ func makeChange(args Args, current State, ports []string) (*armed.Change, error)
 		return nil, err
 	}
 
-	dynamic := slices.ContainsFunc(after.Addrs, netstate.Addr.Dynamic)
 	text, err := json.Marshal(Record{ports, source, original, record, after, bridge.MAC})
 
 	return &armed.Change{
@@ -392,7 +391,7 @@ func makeChange(args Args, current State, ports []string) (*armed.Change, error)
 		Old: managerNow(current, ports),
 		New: armed.Manager{
 			Name: source.Manager, Renderer: source.Renderer, Expect: expect, Profiles: netconfig.Profiles(source, wanted),
-			Up: []string{args.Name}, Dynamic: dynamic,
+			Up: []string{args.Name}, Dynamic: dynamicLink(after.Addrs),
 		},
 		Probes: wantedProbes(args, current, after),
 	}, err
@@ -419,9 +418,20 @@ func managerNow(current State, ports []string) armed.Manager {
 		manager.Up = []string{current.Name}
 	}
 
-	manager.Dynamic = slices.ContainsFunc(current.Net.AddrsOf(append(slices.Clone(ports), current.Name)...), netstate.Addr.Dynamic)
+	manager.Dynamic = dynamicLink(current.Net.AddrsOf(append(slices.Clone(ports), current.Name)...))
 
 	return manager
+}
+
+// dynamicLink is the link that has an IPv4 address from a DHCP server.
+func dynamicLink(addrs []netstate.Addr) string {
+	for _, addr := range addrs {
+		if addr.Dynamic() && addr.Addr4() {
+			return addr.Link
+		}
+	}
+
+	return ""
 }
 
 func summary(args Args, after netstate.Target, ports []string) string {
@@ -893,7 +903,7 @@ func absent(args Args, current State) (*armed.Change, error) {
 	old := managerNow(current, record.Ports)
 	back := armed.Manager{
 		Name: record.Source.Manager, Renderer: record.Source.Renderer, Expect: map[string]string{}, Up: []string{"-" + args.Name},
-		Dynamic: slices.ContainsFunc(after.Addrs, netstate.Addr.Dynamic),
+		Dynamic: dynamicLink(record.Original.Addrs),
 	}
 
 	if back.Name == netconfig.Networkd || back.Renderer == netconfig.Networkd {

@@ -177,14 +177,8 @@ func waiting(current netstate.Net, target netstate.Target, manager Manager) erro
 		}
 	}
 
-	if !manager.Dynamic {
-		return nil
-	}
-
-	for _, addr := range target.Addrs {
-		if addr.Dynamic() && addr.Addr4() && !hasDynamic(current, addr.Link) {
-			return fmt.Errorf("link %q has no address from a DHCP server", addr.Link)
-		}
+	if manager.Dynamic != "" && !hasDynamic(current, manager.Dynamic) {
+		return fmt.Errorf("link %q has no address from a DHCP server", manager.Dynamic)
 	}
 
 	return nil

@@ -92,8 +92,8 @@ type Manager struct {
 	Profiles []string `json:"profiles,omitempty"`
 	// Links that ifupdown has up.
 	Up []string `json:"up,omitempty"`
-	// Dynamic tells of a DHCP client or router advertisements that the bridge or port is to get an address from.
-	Dynamic bool `json:"dynamic,omitempty"`
+	// Dynamic is the link that gets an IPv4 address from a DHCP server; empty for none.
+	Dynamic string `json:"dynamic,omitempty"`
 }
 
 // Store is the folder of the one change that a host can have.

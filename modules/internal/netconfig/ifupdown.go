@@ -165,6 +165,10 @@ func bridgeStanza(file string, lines, words []string, wanted Wanted, port string
 		body[i] = renameWord(line, port, wanted.Bridge)
 	}
 
+	if method == "dhcp" && wanted.IP.Addresses == nil {
+		return nil, unsupported("file %q: with ifupdown, a DHCP client cannot be moved to the bridge; give addresses", file)
+	}
+
 	v6 := family == "inet6"
 
 	if wanted.IP.IPv6 == "off" && v6 {
@@ -229,6 +233,14 @@ func ifupdownIP(method string, body []string, v6 bool, ip IP) (string, []string)
 
 	if ip.Addresses != nil {
 		drop("address", "netmask", "gateway", "broadcast", "network")
+
+		// Commands that add what was meant for the old addresses.
+		body = slices.DeleteFunc(body, func(line string) bool {
+			words := strings.Fields(line)
+
+			return len(words) > 2 && slices.Contains([]string{"up", "post-up", "down", "pre-down"}, words[0]) &&
+				slices.Contains([]string{"ip", "/sbin/ip", "route", "/sbin/route"}, words[1])
+		})
 
 		var own []string
 

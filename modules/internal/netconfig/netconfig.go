@@ -60,6 +60,8 @@ type Config struct {
 	Profile string `json:"profile,omitempty"`
 	// IAID is part of what the host is known by to its DHCP server (RFC 4361). networkd derives it from the link's name.
 	IAID string `json:"iaid,omitempty"`
+	// MAC is the link's, by which a device may be found in a file.
+	MAC string `json:"mac,omitempty"`
 	// CloudInit tells that cloud-init is there, which may write its own idea of the network again.
 	CloudInit bool   `json:"cloud_init,omitempty"`
 	Files     []File `json:"files"`
@@ -247,6 +249,7 @@ func Read(root string, link netstate.Link, bridge, asked string) (Config, error)
 	}
 
 	config := choose(found, asked)
+	config.MAC = link.MAC
 
 	_, err := os.Stat(root + "/etc/cloud/cloud.cfg.d")
 	config.CloudInit = err == nil

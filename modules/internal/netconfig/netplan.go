@@ -101,7 +101,7 @@ func renderNetplan(config Config, wanted Wanted) ([]Change, error) {
 				renderer = value.Value
 			}
 
-			err := splitPort(file, mapping(network, "ethernets"), port, ids, layer3)
+			err := splitPort(config, file, mapping(network, "ethernets"), port, ids, layer3)
 			if err != nil {
 				return nil, err
 			}
@@ -188,7 +188,7 @@ func mapping(node *yaml.Node, key string) *yaml.Node {
 
 // splitPort takes out of the file what it says about the port's addresses and so on, and merges it into layer3 as netplan
 // merges files: mappings key by key, lists appended, the last value wins.
-func splitPort(file *parsedFile, ethernets *yaml.Node, port string, ids map[string]string, layer3 map[string]any) error {
+func splitPort(config Config, file *parsedFile, ethernets *yaml.Node, port string, ids map[string]string, layer3 map[string]any) error {
 	if ethernets == nil || ethernets.Kind != yaml.MappingNode {
 		return nil
 	}
@@ -196,7 +196,7 @@ func splitPort(file *parsedFile, ethernets *yaml.Node, port string, ids map[stri
 	for i := 0; i+1 < len(ethernets.Content); i += 2 {
 		id, device := ethernets.Content[i].Value, ethernets.Content[i+1]
 
-		matches, err := netplanMatches(file.Path, id, device, port, ids[port])
+		matches, err := netplanMatches(config, file.Path, id, device, port, ids[port])
 		if err != nil {
 			return err
 		}
@@ -242,7 +242,7 @@ func splitPort(file *parsedFile, ethernets *yaml.Node, port string, ids map[stri
 
 // netplanMatches tells whether a device of netplan is the port, and refuses one that is more than the port: it cannot lose
 // its addresses without others losing theirs.
-func netplanMatches(file, id string, device *yaml.Node, port, known string) (bool, error) {
+func netplanMatches(config Config, file, id string, device *yaml.Node, port, known string) (bool, error) {
 	if device.Kind != yaml.MappingNode {
 		return false, nil
 	}
@@ -271,8 +271,7 @@ func netplanMatches(file, id string, device *yaml.Node, port, known string) (boo
 	case name == nil && child(match, "macaddress") == nil:
 		return false, unsupported("file %q: device %q is found by something else than name and MAC, and may be more than link %q", file, id, port)
 	case name == nil:
-		// Found by its MAC. Which one the port has is known to the caller, who names the device so.
-		return id == port, nil
+		return strings.EqualFold(child(match, "macaddress").Value, config.MAC), nil
 	}
 
 	return false, nil
