@@ -10,6 +10,7 @@ import (
 	lxdprofile "github.com/thinkube/infra/modules/lxd_profile"
 	lxdstoragepool "github.com/thinkube/infra/modules/lxd_storage_pool"
 	netbridge "github.com/thinkube/infra/modules/net_bridge"
+	netbridgeinfo "github.com/thinkube/infra/modules/net_bridge_info"
 )
 
 // runners lists every module of the collection.
@@ -21,5 +22,6 @@ func runners() []ansible.Runner {
 		lxdprofile.Module,
 		lxdstoragepool.Module,
 		netbridge.Module,
+		netbridgeinfo.Module,
 	}
 }

@@ -115,7 +115,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeNameTaken:     "a link of the bridge's name exists and is no bridge",
 		CodeForeignBridge: "a bridge of that name was made by somebody else and is not as asked for",
 		CodePort:          "a port does not exist, or cannot or must not become one",
-		CodeAmbiguous:     "which link is the uplink cannot be told: there is no default route, or several lead over different links",
+		CodeAmbiguous:     "which link is the uplink cannot be told; there is no default route, or several lead over different links",
 		CodeAddress:       "an address or gateway does not fit the others",
 		CodeAddressInUse:  "another host answers for an address that the bridge is to have",
 		CodeManager:       "nobody, or more than one, manages the port's network",
@@ -391,13 +391,13 @@ func makeValues(_ Args, final State) Values {
 		}
 	}
 
-	values.Bridge = MakeBridge(final.Net, final.Name)
+	values.Bridge = makeBridge(final.Net, final.Name)
 
 	return values
 }
 
-// MakeBridge shows a bridge; nil when there is none.
-func MakeBridge(state netstate.Net, name string) *Bridge {
+// makeBridge shows a bridge; nil when there is none.
+func makeBridge(state netstate.Net, name string) *Bridge {
 	link := state.Link(name)
 	if link == nil || link.Kind != "bridge" {
 		return nil

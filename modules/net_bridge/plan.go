@@ -213,7 +213,7 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 	out.After.Record = nil
 
 	if len(wanted.Record) > 0 {
-		var record Record
+		var record armed.Record
 		if json.Unmarshal(wanted.Record, &record) == nil {
 			out.After.Record = &record
 			out.After.Files = nil
@@ -383,7 +383,7 @@ func makeChange(args Args, current State, ports []string) (*armed.Change, error)
 		return nil, err
 	}
 
-	text, err := json.Marshal(Record{ports, source, original, record, after, bridge.MAC})
+	text, err := json.Marshal(armed.Record{Ports: ports, Source: source, Original: original, Files: record, Applied: after, MAC: bridge.MAC})
 
 	return &armed.Change{
 		Summary: summary(args, after, ports),
@@ -932,7 +932,7 @@ func sameContent(have, want *netconfig.File) bool {
 }
 
 // backTarget is what the ports had, with the addresses that a DHCP server gave meanwhile in place of those it gave then.
-func backTarget(bridge string, record *Record, before netstate.Target) netstate.Target {
+func backTarget(bridge string, record *armed.Record, before netstate.Target) netstate.Target {
 	after := record.Original
 	dynamic := slices.ContainsFunc(after.Addrs, netstate.Addr.Dynamic)
 	static := armed.Static(after)

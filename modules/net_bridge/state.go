@@ -35,21 +35,11 @@ type State struct {
 	// Taken are the wanted addresses that another host answers for.
 	Taken []string `json:"taken,omitempty"`
 	// ReadOnly are the folders that cannot be written.
-	ReadOnly []string `json:"read_only,omitempty"`
-	Armed    *Armed   `json:"armed,omitempty"`
-	Record   *Record  `json:"record,omitempty"`
+	ReadOnly []string      `json:"read_only,omitempty"`
+	Armed    *Armed        `json:"armed,omitempty"`
+	Record   *armed.Record `json:"record,omitempty"`
 	// Steps are what was or would be done, for people.
 	Steps []string `json:"-"`
-}
-
-// Record is what a confirmed change left on the host: how it was before the first change, and what was made of it.
-type Record struct {
-	Ports    []string           `json:"ports"`
-	Source   netconfig.Config   `json:"source"`   // how the port was configured
-	Original netstate.Target    `json:"original"` // what the kernel had
-	Files    []netconfig.Change `json:"files"`    // from the original to what was written
-	Applied  netstate.Target    `json:"applied"`
-	MAC      string             `json:"mac"`
 }
 
 type host struct {
@@ -89,7 +79,7 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
-	state.Record, err = readRecord(h.args.Name)
+	state.Record, err = store.ReadRecord(h.args.Name)
 	if err == nil {
 		err = h.readArmed(&state)
 	}
@@ -113,17 +103,6 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	return state, nil
-}
-
-func readRecord(bridge string) (*Record, error) {
-	var record Record
-
-	found, err := store.ReadRecord(bridge, &record)
-	if err != nil || !found {
-		return nil, err
-	}
-
-	return &record, nil
 }
 
 func (h *host) readArmed(state *State) error {

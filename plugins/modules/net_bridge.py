@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: net_bridge
 short_description: Move a host's uplink into a bridge without losing the host
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - thinkube contributors (@thinkube)
 description:
@@ -192,7 +192,6 @@ EXAMPLES = r"""
   thinkube.infra.net_bridge:
     name: br0
   check_mode: true
-  diff: true
 
 - name: Two addresses in place of DHCP, and more time to come back
   thinkube.infra.net_bridge:
@@ -298,4 +297,53 @@ armed:
     ours:
       description: Whether this very task armed it.
       type: bool
+plan:
+  description: What was done, one line for each step; in check mode what would be done.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - 'create bridge "br0" with port enp3s0: 192.168.1.10/24'
+hint:
+  description: What to do about the failure, where there is something to do.
+  returned: failure
+  type: str
+failure:
+  description: What kind of failure it was and how far the task came.
+  returned: failure
+  type: dict
+  contains:
+    code:
+      description:
+        - The kind of failure.
+        - C(address) - an address or gateway does not fit the others.
+        - C(address_in_use) - another host answers for an address that the bridge is to have.
+        - C(ambiguous_port) - which link is the uplink cannot be told; there is no default route, or several lead over different links.
+        - C(armed_change) - an earlier change is neither confirmed nor undone.
+        - C(conflict) - somebody else changed the object while this task did.
+        - C(failed) - a step was refused; msg has the reason.
+        - C(files_changed) - a file that this module wrote was changed by somebody else since.
+        - C(foreign_bridge) - a bridge of that name was made by somebody else and is not as asked for.
+        - C(in_use) - the bridge has ports of others, such as virtual machines.
+        - C(internal) - a defect in the module; please report it.
+        - C(invalid_argument) - an option's value is refused; nothing was touched.
+        - C(invalid_config) - the manager's own check refused the files that were to be written.
+        - C(manager) - nobody, or more than one, manages the port's network.
+        - C(name_taken) - a link of the bridge's name exists and is no bridge.
+        - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
+        - C(not_converged) - every step was done and the state is still not the wanted one.
+        - C(old_connection) - a confirmation has to come over a connection that was opened after the change.
+        - C(port) - a port does not exist, or cannot or must not become one.
+        - C(read_only) - the manager's files cannot be written.
+        - C(rolled_back) - the change was made and undone again; msg says why.
+        - C(timeout) - a deadline has passed.
+        - C(unsupported) - the network's manager cannot say what is asked for, or its files would have to be changed for other links too.
+      type: str
+    step:
+      description: The step that failed, as it is named in C(plan).
+      type: str
+    done:
+      description: The steps that were done before.
+      type: list
+      elements: str
 """

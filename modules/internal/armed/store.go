@@ -267,22 +267,34 @@ func (s Store) tidy() {
 
 func (s Store) recordPath(bridge string) string { return filepath.Join(s.Dir, bridge+".json") }
 
-// ReadRecord reads what a confirmed change wrote down about a bridge. It reports false when there is nothing.
-func (s Store) ReadRecord(bridge string, into any) (bool, error) {
+// Record is what a confirmed change left on the host: how it was before the first change, and what was made of it.
+type Record struct {
+	Ports    []string           `json:"ports"`
+	Source   netconfig.Config   `json:"source"`   // how the port was configured
+	Original netstate.Target    `json:"original"` // what the kernel had
+	Files    []netconfig.Change `json:"files"`    // from the original to what was written
+	Applied  netstate.Target    `json:"applied"`
+	MAC      string             `json:"mac"`
+}
+
+// ReadRecord reads what was written down about a bridge; nil when it was not made here.
+func (s Store) ReadRecord(bridge string) (*Record, error) {
 	text, err := os.ReadFile(s.recordPath(bridge))
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
 
+	var record Record
+
 	if err == nil {
-		err = json.Unmarshal(text, into)
+		err = json.Unmarshal(text, &record)
 	}
 
 	if err != nil {
-		return false, fmt.Errorf("reading the record of bridge %q: %w", bridge, err)
+		return nil, fmt.Errorf("reading the record of bridge %q: %w", bridge, err)
 	}
 
-	return true, nil
+	return &record, nil
 }
 
 // replaceFile writes beside the file and renames; it is back when both are on the disk. Owner -1 is ours.
