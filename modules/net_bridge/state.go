@@ -88,6 +88,10 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
+	if state.Armed != nil && armed.Phase(state.Armed.Phase).Open() && h.args.Phase != "plan" {
+		return state, nil // the rest is in motion, and no plan is made from it
+	}
+
 	ports, _ := findPorts(h.args, state) // what is wrong with them is the plan's to say
 	trimSysctls(&state.Net, append(slices.Clone(ports), h.args.Name))
 

@@ -36,23 +36,42 @@ func command(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
+// renderer is who acts: netplan has another do it.
+func (m Manager) renderer() string {
+	if m.Name == netconfig.Netplan {
+		return m.Renderer
+	}
+
+	return m.Name
+}
+
+// announceLimit bounds what is only a courtesy to the manager.
+const announceLimit = 5 * time.Second
+
+// announce has networkd take its files before the kernel is changed, where that means to take a bridge away. Else it would
+// try to put the port back into a bridge that is gone; and it stalls when addresses come and go under its hands.
+func announce(ctx context.Context, target netstate.Target, manager Manager) {
+	if target.Link(target.Bridge) != nil || manager.renderer() != netconfig.Networkd {
+		return
+	}
+
+	// What goes wrong here goes wrong again afterwards, and is told then.
+	_ = activate(ctx, manager, announceLimit)
+}
+
 // activate tells the manager of its new files and waits until it has taken them.
 func activate(ctx context.Context, manager Manager, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-
-	renderer := manager.Name
 
 	if manager.Name == netconfig.Netplan {
 		err := command(ctx, "netplan", "generate")
 		if err != nil {
 			return err
 		}
-
-		renderer = manager.Renderer
 	}
 
-	switch renderer {
+	switch manager.renderer() {
 	case netconfig.Networkd:
 		return activateNetworkd(ctx, manager)
 	case netconfig.NetworkManager:
@@ -64,8 +83,11 @@ func activate(ctx context.Context, manager Manager, limit time.Duration) error {
 	return nil
 }
 
-// patience is how long networkd gets before it is told about a link by name.
-const patience = 3 * time.Second
+// How long networkd gets before it is told about a link by name: one that it does not look at, and one that it is busy with.
+const (
+	patience     = 2 * time.Second
+	longPatience = 8 * time.Second
+)
 
 func activateNetworkd(ctx context.Context, manager Manager) error {
 	err := command(ctx, "networkctl", "reload")
@@ -73,10 +95,10 @@ func activateNetworkd(ctx context.Context, manager Manager) error {
 		return err
 	}
 
-	next := time.Now().Add(patience)
+	start := time.Now()
 
 	for {
-		late, waits, err := networkdWaits(manager.Expect)
+		link, busy, waits, err := networkdWaits(manager.Expect)
 		if err != nil || waits == "" {
 			return err
 		}
@@ -85,10 +107,10 @@ func activateNetworkd(ctx context.Context, manager Manager) error {
 		// (networkd 252, netdev.c: netdev_set_ifindex), and its ports wait for that.
 		netstate.Announce(slices.Sorted(maps.Keys(manager.Expect)))
 
-		if time.Now().After(next) {
+		if waited := time.Since(start); link != "" && (waited > longPatience || waited > patience && !busy) {
 			// A link that has failed once is left alone by a reload.
-			_ = command(ctx, "networkctl", "reconfigure", late)
-			next = time.Now().Add(patience)
+			_ = command(ctx, "networkctl", "reconfigure", link)
+			start = time.Now()
 		}
 
 		select {
@@ -99,36 +121,38 @@ func activateNetworkd(ctx context.Context, manager Manager) error {
 	}
 }
 
-// networkdWaits tells what networkd has not taken yet, by its notes about the links.
-func networkdWaits(expect map[string]string) (late, waits string, err error) {
+// networkdWaits tells what networkd has not taken yet, by its notes about the links, for which link, and whether it
+// is busy with that.
+func networkdWaits(expect map[string]string) (stuck string, busy bool, waits string, err error) {
 	current, err := netstate.Read()
 	if err != nil {
-		return "", "", err
+		return "", false, "", err
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(expect)) {
-		file := expect[name]
 		link := current.Link(name)
 		if link == nil {
-			return name, fmt.Sprintf("link %q is gone", name), nil
+			return "", false, fmt.Sprintf("link %q is gone", name), nil
 		}
 
 		note, err := os.ReadFile(filepath.Join("/run/systemd/netif/links", strconv.Itoa(link.Index)))
 		if err != nil {
-			return name, fmt.Sprintf("networkd has not noticed link %q", name), nil
+			return "", false, fmt.Sprintf("networkd has not noticed link %q", name), nil
 		}
 
 		lines := strings.Split(string(note), "\n")
-		if !slices.Contains(lines, "NETWORK_FILE="+file) {
-			return name, fmt.Sprintf("networkd does not use file %q for link %q", file, name), nil
-		}
 
-		if !slices.Contains(lines, "ADMIN_STATE=configured") {
-			return name, fmt.Sprintf("networkd has not finished configuring link %q", name), nil
+		switch {
+		case !slices.Contains(lines, "NETWORK_FILE="+expect[name]):
+			return name, false, fmt.Sprintf("networkd does not use file %q for link %q", expect[name], name), nil
+		case slices.Contains(lines, "ADMIN_STATE=failed"):
+			return name, false, fmt.Sprintf("networkd has failed to configure link %q", name), nil
+		case !slices.Contains(lines, "ADMIN_STATE=configured"):
+			return name, true, fmt.Sprintf("networkd has not finished configuring link %q", name), nil
 		}
 	}
 
-	return "", "", nil
+	return "", false, "", nil
 }
 
 func activateProfiles(ctx context.Context, manager Manager) error {

@@ -40,6 +40,8 @@ func (s Store) Apply(ctx context.Context) error {
 		return err
 	}
 
+	announce(ctx, change.After, change.New)
+
 	// The kernel first, in a few milliseconds; the manager then finds everything as its files say.
 	err = netstate.Execute(ctx, change.After)
 	if err != nil {
@@ -242,12 +244,14 @@ func (s Store) Restore(ctx context.Context, id, reason string) error {
 }
 
 func restore(ctx context.Context, change *Change) error {
-	// The addresses first: without them, nobody sees what else goes wrong.
-	errs := []error{netstate.Execute(ctx, change.Before)}
+	errs := []error{writeFiles(change.Files, false)}
+
+	announce(ctx, change.Before, change.Old)
+
+	errs = append(errs, netstate.Execute(ctx, change.Before))
 
 	faultPoint("restored-kernel")
 
-	errs = append(errs, writeFiles(change.Files, false))
 	errs = append(errs, activate(ctx, change.Old, settleLimit))
 
 	faultPoint("restored-manager")
@@ -265,7 +269,7 @@ func restore(ctx context.Context, change *Change) error {
 
 	// What counts is how it ended: a manager's refusal half-way is no matter when everything is as it was.
 	current, err := netstate.Read()
-	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 && errs[1] == nil {
+	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 && errs[0] == nil {
 		return nil
 	}
 
