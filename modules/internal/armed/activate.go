@@ -83,10 +83,12 @@ func activate(ctx context.Context, manager Manager, limit time.Duration) error {
 	return nil
 }
 
-// How long networkd gets before it is told about a link by name: one that it does not look at, and one that it is busy with.
 const (
-	patience     = 2 * time.Second
-	longPatience = 8 * time.Second
+	// patience is how long networkd gets before it is told by name about a link that it leaves alone.
+	patience = 2 * time.Second
+	// busyLimit is how long it gets to finish a link. Without a router that advertises itself it takes its time to give up
+	// (RFC 4861, 6.3.7), and all that matters is in place; whether it is, is looked at afterwards in any case.
+	busyLimit = 3 * time.Second
 )
 
 func activateNetworkd(ctx context.Context, manager Manager) error {
@@ -107,7 +109,11 @@ func activateNetworkd(ctx context.Context, manager Manager) error {
 		// (networkd 252, netdev.c: netdev_set_ifindex), and its ports wait for that.
 		netstate.Announce(slices.Sorted(maps.Keys(manager.Expect)))
 
-		if waited := time.Since(start); link != "" && (waited > longPatience || waited > patience && !busy) {
+		if busy && time.Since(start) > busyLimit {
+			return nil
+		}
+
+		if link != "" && !busy && time.Since(start) > patience {
 			// A link that has failed once is left alone by a reload.
 			_ = command(ctx, "networkctl", "reconfigure", link)
 			start = time.Now()
