@@ -11,7 +11,8 @@ import (
 
 // Args are the module's options.
 type Args struct {
-	Name *string `ansible:"name"`
+	Name  *string `ansible:"name"`
+	Probe bool    `ansible:"probe" default:"false"`
 }
 
 // Values are what the module returns.

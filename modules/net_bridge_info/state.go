@@ -11,6 +11,7 @@ import (
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/armed"
 	"github.com/thinkube/infra/modules/internal/netconfig"
+	"github.com/thinkube/infra/modules/internal/netprobe"
 	"github.com/thinkube/infra/modules/internal/netstate"
 )
 
@@ -33,7 +34,9 @@ type Bridge struct {
 	Ports         []Port   `json:"ports"`
 	Addresses     []string `json:"addresses"`
 	Gateways      []string `json:"gateways"`
-	Routes        []string `json:"routes"`
+	// Answering are the gateways that are there when they are looked for, by ARP or neighbour discovery.
+	Answering []string `json:"answering"`
+	Routes    []string `json:"routes"`
 	// Managed tells of a bridge that net_bridge made.
 	Managed bool   `json:"managed"`
 	Manager string `json:"manager"`
@@ -75,7 +78,7 @@ type host struct {
 }
 
 // Read reads the kernel, the records, and the files that those name.
-func (h *host) Read(context.Context) (State, error) {
+func (h *host) Read(ctx context.Context) (State, error) {
 	state := State{Bridges: []Bridge{}}
 	store := armed.Store{Dir: armed.DefaultDir}
 
@@ -94,6 +97,10 @@ func (h *host) Read(context.Context) (State, error) {
 			return state, err
 		}
 
+		if h.args.Probe {
+			bridge.probe(ctx)
+		}
+
 		state.Bridges = append(state.Bridges, bridge)
 	}
 
@@ -106,6 +113,16 @@ func (h *host) Read(context.Context) (State, error) {
 	}
 
 	return state, err
+}
+
+// probe looks for the gateways.
+func (b *Bridge) probe(ctx context.Context) {
+	for _, gateway := range b.Gateways {
+		passed := netprobe.Passing(ctx, []netprobe.Probe{{Kind: netprobe.Neighbour, Target: gateway, Why: "gateway"}}, b.Name)
+		if len(passed) > 0 {
+			b.Answering = append(b.Answering, gateway)
+		}
+	}
 }
 
 func readBridge(store armed.Store, current netstate.Net, link netstate.Link) (Bridge, error) {
@@ -152,7 +169,7 @@ func contains(list []string, one string) bool {
 func makeBridge(current netstate.Net, link netstate.Link) Bridge {
 	bridge := Bridge{
 		Name: link.Name, MAC: link.MAC, MTU: link.MTU, Up: link.Up, Carrier: link.Carrier,
-		Ports: []Port{}, Addresses: []string{}, Gateways: []string{}, Routes: []string{}, Files: []File{}, Differences: []string{},
+		Ports: []Port{}, Addresses: []string{}, Gateways: []string{}, Answering: []string{}, Routes: []string{}, Files: []File{}, Differences: []string{},
 	}
 
 	if link.Bridge != nil {

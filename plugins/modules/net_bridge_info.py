@@ -28,6 +28,11 @@ options:
     description:
       - The bridge to read. Left out, all of them.
     type: str
+  probe:
+    description:
+      - Whether to look for the gateways, by ARP or neighbour discovery. Needs root.
+    type: bool
+    default: false
 seealso:
   - module: thinkube.infra.net_bridge
 """
@@ -103,6 +108,10 @@ bridges:
       elements: str
     gateways:
       description: The next hops of the default routes over it.
+      type: list
+      elements: str
+    answering:
+      description: The gateways that answered, with I(probe).
       type: list
       elements: str
     routes:
