@@ -408,7 +408,7 @@ func managerNow(current State, ports []string) armed.Manager {
 			}
 		}
 
-		manager.Up = []string{"-" + current.Name}
+		manager.Up = append([]string{"-" + current.Name}, ports...)
 
 		if manager.Name == netconfig.NetworkManager || manager.Renderer == netconfig.NetworkManager {
 			manager.Profiles = []string{current.Config.Profile}
@@ -902,7 +902,7 @@ func absent(args Args, current State) (*armed.Change, error) {
 
 	old := managerNow(current, record.Ports)
 	back := armed.Manager{
-		Name: record.Source.Manager, Renderer: record.Source.Renderer, Expect: map[string]string{}, Up: []string{"-" + args.Name},
+		Name: record.Source.Manager, Renderer: record.Source.Renderer, Expect: map[string]string{}, Up: append([]string{"-" + args.Name}, record.Ports...),
 		Dynamic: dynamicLink(record.Original.Addrs),
 	}
 

@@ -173,9 +173,10 @@ func activateProfiles(ctx context.Context, manager Manager) error {
 	return err
 }
 
-// noteUp writes into ifupdown's note which links are up, so that ifdown and a later restart of networking know of them.
-// The program has no way to say "it is up already".
-func noteUp(up []string) error {
+// noteUp writes into ifupdown's notes which links are up, and with a "-" which are not any more, so that ifdown and a later
+// restart of networking know of them. The program has no way to say "it is up already". It keeps one note for all and one
+// for each link (ifupdown's main.c: update_state).
+func noteUp(links []string) error {
 	const note = "/run/network/ifstate"
 
 	text, err := os.ReadFile(note)
@@ -183,20 +184,20 @@ func noteUp(up []string) error {
 		return err
 	}
 
-	var kept []string
+	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
 
-	for _, line := range strings.Split(strings.TrimRight(string(text), "\n"), "\n") {
-		name, _, _ := strings.Cut(line, "=")
-		if name != "" && !slices.Contains(up, "-"+name) {
-			kept = append(kept, line)
+	for _, link := range links {
+		name, down := strings.CutPrefix(link, "-")
+		lines = slices.DeleteFunc(lines, func(line string) bool { return strings.HasPrefix(line, name+"=") })
+		own := "\n"
+
+		if !down {
+			lines = append(lines, name+"="+name)
+			own = name + "\n"
 		}
+
+		err = errors.Join(err, os.WriteFile(note+"."+name, []byte(own), 0o644))
 	}
 
-	for _, name := range up {
-		if !strings.HasPrefix(name, "-") && !slices.Contains(kept, name+"="+name) {
-			kept = append(kept, name+"="+name)
-		}
-	}
-
-	return os.WriteFile(note, []byte(strings.Join(kept, "\n")+"\n"), 0o644)
+	return errors.Join(err, os.WriteFile(note, []byte(strings.Join(lines, "\n")+"\n"), 0o644))
 }
