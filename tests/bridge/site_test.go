@@ -306,3 +306,26 @@ func (s *site) cable(t *testing.T, host *lab.Host, state string) {
 	out, err := exec.Command("ip", "link", "set", "bridge-"+host.Name(), state).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }
+
+// measure gives the longest time without an answer from the host while something is done.
+func measure(t *testing.T, host *lab.Host, do func()) time.Duration {
+	t.Helper()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	gap := make(chan time.Duration, 1)
+
+	go func() {
+		worst, answers, err := Watch(ctx, host.Address())
+		if err != nil || answers == 0 {
+			worst = time.Hour // no answer at all is no good one
+		}
+
+		gap <- worst
+	}()
+
+	do()
+	time.Sleep(time.Second) // what comes late counts
+	cancel()
+
+	return <-gap
+}

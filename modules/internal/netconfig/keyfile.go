@@ -50,13 +50,19 @@ func activeProfile(root string, index int) (uuid, file string, err error) {
 	return uuid, "", nil
 }
 
+// routeMetric is what NetworkManager chose for the link's routes. It goes by the kind of link, and the bridge would get
+// another (NetworkManager.conf(5), ipv4.route-metric).
+func routeMetric(root string, index int) string {
+	return shellVars(filepath.Join(root, "/run/NetworkManager/devices", strconv.Itoa(index)))["route-metric-default-effective"]
+}
+
 func readKeyfile(root string, link netstate.Link, bridge string) (*Config, error) {
 	uuid, file, err := activeProfile(root, link.Index)
 	if err != nil || uuid == "" {
 		return nil, err
 	}
 
-	config := &Config{Manager: NetworkManager, Applied: file, Profile: uuid}
+	config := &Config{Manager: NetworkManager, Applied: file, Profile: uuid, Metric: routeMetric(root, link.Index)}
 
 	// A profile without a file lives in NetworkManager's memory only: "Wired connection 1", and links others configured.
 	if file != "" {
@@ -103,7 +109,7 @@ func renderKeyfile(config Config, wanted Wanted) ([]Change, error) {
 		return nil, unsupported("profile %q makes the link part of another device", config.Applied)
 	}
 
-	bridge, err := keyfileBridge(sections, wanted)
+	bridge, err := keyfileBridge(config, sections, wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +126,7 @@ func renderKeyfile(config Config, wanted Wanted) ([]Change, error) {
 	return changes, nil
 }
 
-func keyfileBridge(sections []section, wanted Wanted) ([]section, error) {
+func keyfileBridge(config Config, sections []section, wanted Wanted) ([]section, error) {
 	connection := section{name: "connection"}
 	connection.add("id", "thinkube-"+wanted.Bridge)
 	connection.add("uuid", profileID(wanted.Bridge))
@@ -162,7 +168,15 @@ func keyfileBridge(sections []section, wanted Wanted) ([]section, error) {
 		}
 	}
 
-	return keyfileIP(made, wanted.IP)
+	made, err := keyfileIP(made, wanted.IP)
+
+	for _, family := range []string{"ipv4", "ipv6"} {
+		if one := find(&made, family); config.Metric != "" && one.get("route-metric") == "" && one.get("method") != "disabled" {
+			one.add("route-metric", config.Metric)
+		}
+	}
+
+	return made, err
 }
 
 func keyfilePortProfile(sections []section, wanted Wanted, port string) []section {

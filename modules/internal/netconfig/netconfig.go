@@ -58,6 +58,8 @@ type Config struct {
 	Applied string `json:"applied,omitempty"`
 	// Profile is NetworkManager's name (UUID) of what is in force.
 	Profile string `json:"profile,omitempty"`
+	// Metric is what NetworkManager gives the link's routes.
+	Metric string `json:"metric,omitempty"`
 	// IAID is part of what the host is known by to its DHCP server (RFC 4361). networkd derives it from the link's name.
 	IAID string `json:"iaid,omitempty"`
 	// MAC is the link's, by which a device may be found in a file.
