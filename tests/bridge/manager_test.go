@@ -65,7 +65,7 @@ f=/etc/NetworkManager/system-connections/uplink.nmconnection
 printf '[connection]\nid=uplink\nuuid=11111111-2222-3333-4444-555555555555\ntype=ethernet\ninterface-name=eth0\n\n[ipv4]\nmethod=manual\naddress1=ADDRESS/24,GATEWAY\naddress2=ADDRESS2/24\n\n[ipv6]\nmethod=link-local\n' >$f
 chmod 600 $f; rm /etc/systemd/network/10-uplink.network
 systemctl disable --now systemd-networkd systemd-networkd.socket; rm -rf /run/systemd/netif; ip -4 addr flush dev eth0
-systemctl enable NetworkManager; systemctl restart NetworkManager`,
+systemctl enable NetworkManager; systemctl restart NetworkManager; nmcli connection up uplink`,
 		ignore: []string{"file /var/lib/NetworkManager", "file /var/lib/NetworkManager/**"},
 	},
 	{
@@ -116,7 +116,7 @@ func (s *site) moves(t *testing.T, m manager) {
 	moved := measure(t, host, func() {
 		got := s.run(t, host, wanted(nil))
 		require.False(t, got.Failed || got.Unreachable, got.Msg)
-		require.True(t, got.Changed)
+		require.True(t, got.Changed, "%+v", got)
 	})
 
 	sh(t, host, "test -s "+m.files)
@@ -150,9 +150,13 @@ const shownFiles = `find /etc/systemd /etc/netplan /etc/network /etc/NetworkMana
 func (s *site) isBridged(t *testing.T, host *lab.Host, network string) {
 	t.Helper()
 
-	eventually(t, 20*time.Second, "the bridge has what the port had", func() bool {
-		return sh(t, host, shownNetwork) == strings.ReplaceAll(network, "eth0", "br0")
-	})
+	want := strings.ReplaceAll(network, "eth0", "br0")
+
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && sh(t, host, shownNetwork) != want; {
+		time.Sleep(100 * time.Millisecond)
+	}
+
+	require.Equal(t, want, sh(t, host, shownNetwork))
 
 	got := s.run(t, host, wanted(nil))
 	require.False(t, got.Failed || got.Unreachable, got.Msg)

@@ -106,6 +106,12 @@ func makeSite() (*site, error) {
 
 	ctx := context.Background()
 
+	// Of what an earlier run left, a host may be one that cannot be reached.
+	err = lab.Down(ctx, labConfig, false)
+	if err != nil {
+		return nil, err
+	}
+
 	up, err := lab.Up(ctx, labConfig)
 	if err != nil {
 		return nil, err
@@ -254,6 +260,7 @@ func (r *task) wait(t *testing.T) result {
 	decoder := json.NewDecoder(strings.NewReader(text[begin+3:]))
 	require.NoError(t, decoder.Decode(&got), text)
 
+	got.Failed = got.Failed || strings.Contains(text[:begin], "FAILED")
 	got.Unreachable = got.Unreachable || strings.Contains(text[:begin], "UNREACHABLE")
 	if got.Failed || got.Unreachable {
 		t.Logf("the task said: %s", got.Msg)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/thinkube/infra/modules/internal/netconfig"
@@ -100,14 +101,18 @@ func Static(target netstate.Target) netstate.Target {
 	static.Addrs, static.Routes = nil, nil
 	static.Lenient = true
 
+	leased := map[string]bool{}
+
 	for _, addr := range target.Addrs {
 		if !addr.Dynamic() {
 			static.Addrs = append(static.Addrs, addr)
+		} else if ip, _, ok := strings.Cut(addr.Prefix, "/"); ok {
+			leased[ip] = true
 		}
 	}
 
 	for _, route := range target.Routes {
-		if route.Proto != netstate.ProtoDHCP && route.Proto != netstate.ProtoRA {
+		if route.Proto != netstate.ProtoDHCP && route.Proto != netstate.ProtoRA && !leased[route.Src] {
 			static.Routes = append(static.Routes, route)
 		}
 	}

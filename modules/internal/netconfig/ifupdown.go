@@ -206,6 +206,8 @@ func bridgeLines(wanted Wanted, port string) []string {
 	lines := []string{
 		"    pre-up ip link show " + wanted.Bridge + " >/dev/null 2>&1 || ip link add name " + wanted.Bridge +
 			" address " + wanted.MAC + " type bridge " + parameters,
+		// The bridge alone answers on the wire. A kernel without IPv6 has no such file.
+		"    pre-up echo 1 2>/dev/null >/proc/sys/net/ipv6/conf/" + port + "/disable_ipv6 || true",
 		"    pre-up ip link set " + port + " master " + wanted.Bridge + " up",
 	}
 
@@ -216,6 +218,7 @@ func bridgeLines(wanted Wanted, port string) []string {
 
 	return append(lines,
 		"    post-down ip link set "+port+" nomaster || true",
+		"    post-down echo 0 2>/dev/null >/proc/sys/net/ipv6/conf/"+port+"/disable_ipv6 || true",
 		"    post-down ip link delete "+wanted.Bridge+" || true")
 }
 

@@ -78,7 +78,13 @@ func do(op Op) error {
 	case DeleteAddr:
 		return ignore(withAddr(op.Addr, netlink.AddrDel), unix.EADDRNOTAVAIL)
 	case AddRoute:
-		return ignore(withRoute(op.Route, netlink.RouteAdd), unix.EEXIST)
+		err := withRoute(op.Route, netlink.RouteAdd)
+		if errors.Is(err, unix.EEXIST) && !op.Route.IPv6 {
+			// Another route to there, with another source for example. (With IPv6 this would make one route of both.)
+			err = withRoute(op.Route, netlink.RouteAppend)
+		}
+
+		return ignore(err, unix.EEXIST)
 	case DeleteRoute:
 		return ignore(withRoute(op.Route, netlink.RouteDel), unix.ESRCH)
 	case AddRule:

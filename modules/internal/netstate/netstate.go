@@ -203,7 +203,7 @@ func (n Net) RoutesOf(links ...string) []Route {
 	var found []Route
 
 	for _, route := range n.Routes {
-		if route.Proto == ProtoKernel || route.Proto == ProtoRedirect || route.Table == TableLocal {
+		if n.automatic(route) {
 			continue
 		}
 
@@ -213,6 +213,26 @@ func (n Net) RoutesOf(links ...string) []Route {
 	}
 
 	return found
+}
+
+// noPrefixRoute says of an address that the kernel makes no route for its subnet (linux/if_addr.h). Whoever set it makes
+// that route, as NetworkManager does, and under the kernel's name.
+const noPrefixRoute = 0x200
+
+// automatic tells of a route that the kernel makes by itself.
+func (n Net) automatic(route Route) bool {
+	if route.Proto != ProtoKernel {
+		return route.Proto == ProtoRedirect || route.Table == TableLocal
+	}
+
+	for _, addr := range n.Addrs {
+		prefix, err := netip.ParsePrefix(addr.Prefix)
+		if err == nil && addr.Link == route.Dev && addr.Flags&noPrefixRoute != 0 && prefix.Masked().String() == route.Dst && !addr.Own() {
+			return false
+		}
+	}
+
+	return true
 }
 
 // RulesOf are the rules that name the links.

@@ -56,6 +56,11 @@ ip addr add 10.1.0.12/24 dev eth0
 ip addr add 10.2.0.1/32 dev eth0 label eth0:vip
 ip addr add 10.3.0.7/24 dev eth0 valid_lft 4000 preferred_lft 3000
 ip -6 addr add fd00:1::11/64 dev eth0 nodad
+ip addr add 10.4.0.11/24 dev eth0 noprefixroute
+ip addr add 10.4.0.12/24 dev eth0 noprefixroute
+ip route add 10.4.0.0/24 dev eth0 proto kernel scope link src 10.4.0.11 metric 100
+ip route append 10.4.0.0/24 dev eth0 proto kernel scope link src 10.4.0.12 metric 100
+ip route add 10.5.0.0/24 via 10.4.0.1
 ip route add default via 10.1.0.1 dev eth0 src 10.1.0.11
 ip route add 192.0.2.0/24 via 10.1.0.2 dev eth0 metric 50 mtu 1400
 ip route add default via 10.1.0.3 dev eth0 table 100
@@ -106,7 +111,7 @@ func TestMovesEverythingAndBack(t *testing.T) {
 	assert.Equal(t, "forwarding", after.Link("eth0").PortState)
 	assert.Empty(t, after.AddrsOf("eth0"))
 	assert.Empty(t, after.RoutesOf("eth0"))
-	assert.Len(t, after.AddrsOf("br0"), 5)
+	assert.Len(t, after.AddrsOf("br0"), 7)
 	assert.Len(t, after.RoutesOf("br0"), len(before.RoutesOf("eth0")))
 	assert.Len(t, after.RulesOf("br0"), 2)
 	assert.Equal(t, "02:00:00:00:00:01", after.Link("br0").MAC)
