@@ -210,7 +210,7 @@ func (p *planner) link(want, have *Link) {
 		diff = append(diff, map[bool]string{true: "up", false: "down"}[want.Up])
 	}
 
-	if want.Bridge != nil && (have.Bridge == nil || *want.Bridge != *have.Bridge) {
+	if want.Bridge != nil && !want.Bridge.same(have.Bridge) {
 		diff = append(diff, fmt.Sprintf("stp %t, forward delay %d, vlan filtering %t",
 			want.Bridge.STP, want.Bridge.ForwardDelay, want.Bridge.VLANFiltering))
 	}
@@ -222,6 +222,12 @@ func (p *planner) link(want, have *Link) {
 	if want.Master != have.Master {
 		p.add(Op{Verb: SetMaster, Link: want.Name, Value: want.Master})
 	}
+}
+
+// same compares what matters: without spanning tree a port forwards at once, whatever the delay (net/bridge/br_stp_if.c,
+// br_make_forwarding), and NetworkManager leaves it at the kernel's default then.
+func (b *Bridge) same(other *Bridge) bool {
+	return other != nil && b.STP == other.STP && b.VLANFiltering == other.VLANFiltering && (!b.STP || b.ForwardDelay == other.ForwardDelay)
 }
 
 func (p *planner) sysctls(want, have *Link) {
