@@ -215,10 +215,7 @@ func (s *site) start(t *testing.T, host *lab.Host, module string, args map[strin
 	running := &task{done: make(chan error, 1)}
 	running.cmd = exec.Command("ansible", host.Name(), "-i", s.lab.InventoryFile(), "-m", "thinkube.infra."+module, "-a", string(text), "--one-line")
 	running.cmd.Dir = dir
-	running.cmd.Env = append(os.Environ(), "ANSIBLE_COLLECTIONS_PATH="+filepath.Join(dir, "collections"), "ANSIBLE_CONFIG="+filepath.Join(dir, "ansible.cfg"),
-		"ANSIBLE_HOME="+filepath.Join(dir, "home"), "ANSIBLE_SSH_ARGS=-o ControlMaster=auto -o ControlPersist=10s", "ANSIBLE_TIMEOUT=3",
-		"PYTHONDONTWRITEBYTECODE=1", "ANSIBLE_NOCOLOR=1", "ANSIBLE_LOCALHOST_WARNING=0",
-		"ANSIBLE_SSH_CONTROL_PATH_DIR="+filepath.Join(dir, "cp"))
+	running.cmd.Env = s.environ()
 	running.cmd.Stdout, running.cmd.Stderr = &running.out, &running.out
 	running.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	require.NoError(t, running.cmd.Start())

@@ -38,11 +38,14 @@ func readNetworkd(root string, link netstate.Link, bridge string) (*Config, erro
 
 	config.Files = append(config.Files, File{Path: file, Content: string(text), Mode: 0o644})
 
+	var extra []string
 	for _, folder := range networkdFolders {
-		err := config.readAll(root, "*.conf", filepath.Join(folder, filepath.Base(file)+".d"))
-		if err != nil {
-			return nil, err
-		}
+		extra = append(extra, filepath.Join(folder, filepath.Base(file)+".d"))
+	}
+
+	err = config.readAll(root, "*.conf", extra...)
+	if err != nil {
+		return nil, err
 	}
 
 	return config, config.readOwn(root, bridge)
