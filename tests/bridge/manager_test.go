@@ -22,7 +22,6 @@ type manager struct {
 	name, script string
 	files        string // one that must be there afterwards
 	dhcp         bool
-	ignore       []string
 }
 
 var managers = []manager{
@@ -66,7 +65,14 @@ printf '[connection]\nid=uplink\nuuid=11111111-2222-3333-4444-555555555555\ntype
 chmod 600 $f; rm /etc/systemd/network/10-uplink.network
 systemctl disable --now systemd-networkd systemd-networkd.socket; rm -rf /run/systemd/netif; ip -4 addr flush dev eth0
 systemctl enable NetworkManager; systemctl restart NetworkManager; nmcli connection up uplink`,
-		ignore: []string{"file /var/lib/NetworkManager", "file /var/lib/NetworkManager/**"},
+	},
+	{
+		name: "netplan over NetworkManager", files: "/etc/netplan/90-thinkube-br0.yaml",
+		script: `DEBIAN_FRONTEND=noninteractive apt-get -qq -y install network-manager netplan.io; mkdir -p /etc/netplan
+printf 'network: {version: 2, renderer: NetworkManager, ethernets: {eth0: {addresses: [ADDRESS/24, ADDRESS2/24], routes: [{to: default, via: GATEWAY}]}}}\n' >/etc/netplan/50-uplink.yaml
+chmod 600 /etc/netplan/50-uplink.yaml; rm /etc/systemd/network/10-uplink.network
+systemctl disable --now systemd-networkd systemd-networkd.socket; rm -rf /run/systemd/netif; ip -4 addr flush dev eth0
+netplan generate; systemctl enable NetworkManager; systemctl restart NetworkManager; nmcli connection up netplan-eth0`,
 	},
 	{
 		name: "ifupdown", files: "/etc/network/interfaces",

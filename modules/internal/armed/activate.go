@@ -166,7 +166,7 @@ func activateProfiles(ctx context.Context, manager Manager) error {
 
 	for _, profile := range manager.Profiles {
 		if err == nil {
-			err = command(ctx, "nmcli", "--wait", "15", "connection", "up", "uuid", profile)
+			err = command(ctx, "nmcli", "--wait", "15", "connection", "up", profile)
 		}
 	}
 

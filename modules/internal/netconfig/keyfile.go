@@ -18,8 +18,8 @@ import (
 var keyfileFolders = []string{"/etc/NetworkManager/system-connections", "/run/NetworkManager/system-connections", "/usr/lib/NetworkManager/system-connections"}
 
 // activeProfile asks NetworkManager's own note about a link for the profile in force: its UUID and its file.
-func activeProfile(root string, index int) (uuid, file string, err error) {
-	note, err := ReadFile(root, filepath.Join("/run/NetworkManager/devices", strconv.Itoa(index)))
+func activeProfile(root string, link netstate.Link) (uuid, file string, err error) {
+	note, err := ReadFile(root, filepath.Join("/run/NetworkManager/devices", strconv.Itoa(link.Index)))
 	if err != nil || note == nil {
 		return "", "", err
 	}
@@ -42,9 +42,20 @@ func activeProfile(root string, index int) (uuid, file string, err error) {
 
 	for _, one := range all.Files {
 		sections := parseINI(one.Content)
-		if find(&sections, "connection").get("uuid") == uuid {
+		connection := find(&sections, "connection")
+
+		if connection.get("uuid") == uuid {
 			return uuid, one.Path, nil
 		}
+
+		// Netplan writes none, and NetworkManager makes one up from the file's name.
+		if connection.get("uuid") == "" && connection.get("interface-name") == link.Name && strings.HasPrefix(filepath.Base(one.Path), "netplan-") {
+			file = one.Path
+		}
+	}
+
+	if file != "" {
+		return uuid, file, nil
 	}
 
 	return uuid, "", nil
@@ -57,7 +68,7 @@ func routeMetric(root string, index int) string {
 }
 
 func readKeyfile(root string, link netstate.Link, bridge string) (*Config, error) {
-	uuid, file, err := activeProfile(root, link.Index)
+	uuid, file, err := activeProfile(root, link)
 	if err != nil || uuid == "" {
 		return nil, err
 	}

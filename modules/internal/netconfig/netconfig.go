@@ -318,6 +318,15 @@ func Expect(config Config, wanted Wanted) (map[string]string, error) {
 
 // Profiles are those that NetworkManager is to activate for what Render wrote, in order.
 func Profiles(config Config, wanted Wanted) []string {
+	if config.Manager == Netplan && config.Renderer == NetworkManager {
+		profiles := []string{"netplan-" + wanted.Bridge}
+		for range wanted.Ports {
+			profiles = append(profiles, strings.TrimSuffix(filepath.Base(config.Applied), ".nmconnection"))
+		}
+
+		return profiles
+	}
+
 	if config.Manager != NetworkManager {
 		return nil
 	}

@@ -29,12 +29,13 @@ func readNetplan(root string, link netstate.Link, bridge string) (*Config, error
 	case strings.HasPrefix(filepath.Base(file), "10-netplan-"):
 		config.Renderer, config.Applied, config.IAID = Networkd, file, readIAID(root, link.Index)
 	default:
-		profile, file, err := activeProfile(root, link.Index)
+		profile, file, err := activeProfile(root, link)
 		if err != nil || !strings.HasPrefix(filepath.Base(file), "netplan-") {
 			return nil, err
 		}
 
 		config.Renderer, config.Applied, config.Profile = NetworkManager, file, profile
+		config.Metric = routeMetric(root, link.Index)
 	}
 
 	err := config.readAll(root, "*.yaml", netplanFolders...)
@@ -333,6 +334,13 @@ func netplanBridge(config Config, wanted Wanted, ids map[string]string, layer3 m
 
 	if renderer != "" {
 		bridge["renderer"] = renderer
+	}
+
+	if config.Renderer == NetworkManager && config.Metric != "" {
+		// What NetworkManager would choose goes by the kind of link.
+		bridge["networkmanager"] = map[string]any{"passthrough": map[string]any{
+			"ipv4.route-metric": config.Metric, "ipv6.route-metric": config.Metric,
+		}}
 	}
 
 	err := netplanIP(bridge, wanted.IP)
