@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Channel takes this process's stdin and stdout as the channel. From then on what anything prints goes to stderr, and a
+// print to a channel that is gone is an error instead of the end of the process: tasks still run.
+func Channel() (in, out *os.File, err error) {
+	for fd := range 2 {
+		_, err = unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err == nil {
+			return nil, nil, errors.New("a terminal changes what passes through it: ssh must not be told to allocate one")
+		}
+	}
+
+	fd, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	// Not signal.Ignore, which programs that modules start would inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+
+	return os.Stdin, os.NewFile(uintptr(fd), "channel"), unix.Dup3(2, 1, 0)
+}

@@ -1,0 +1,303 @@
+# SPDX-FileCopyrightText: thinkube.infra contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A task's side of the agent: how it finds the broker, hands it a channel and has a request carried to the host.
+
+Ansible runs each task in a process of its own, which cannot keep anything. So one process per ansible-playbook (the
+broker) holds the channels. It is reached by a socket in the folder that ansible-core makes for each run, that only this
+user may enter, and that is removed when the run is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import select
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import termios
+
+from ansible import constants as C
+from ansible.module_utils.common.text.converters import to_bytes, to_text
+
+from ansible_collections.thinkube.infra.plugins.plugin_utils import frames
+
+BROKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "broker.py")
+
+# How often a task that was not sent yet is tried on a new channel.
+ATTEMPTS = 3
+
+
+class Unavailable(Exception):
+    """There is no agent for this task, and the text says why. The task was not sent to any."""
+
+
+class Lost(Exception):
+    """The channel broke when the agent had the task. stderr is what came last from there."""
+
+    def __init__(self, msg, stderr=""):
+        super().__init__(msg)
+        self.stderr = stderr
+
+
+class _NotSent(Exception):
+    """The broker or the channel went away before the task was sent."""
+
+
+# --- one request
+
+
+def call(about, kind, request, start):
+    """Has a request answered by the agent: the text that it gave.
+
+    about: key (which channel), host (for limits and the log), idle (seconds until the channel is closed), timeout
+    (seconds in which the agent must show that it is alive). start: gives the three file descriptors of a channel and
+    the path of the connection's control socket, or raises.
+    """
+    if len(request) > frames.MAX_PAYLOAD:
+        raise Unavailable("the task has %d bytes: at most %d" % (len(request), frames.MAX_PAYLOAD))
+    for _attempt in range(ATTEMPTS):
+        try:
+            return _call(about, kind, request, start)
+        except _NotSent as error:
+            why = error
+    raise Unavailable(str(why))
+
+
+def _call(about, kind, request, start):
+    hello = json.dumps(about).encode()
+    sent = False
+    with _connected(about["idle"]) as broker:
+        try:
+            broker.sendall(frames.CONNECTION_TASK + frames.pack(frames.ABOUT, hello) + frames.pack(kind, request))
+            while True:
+                what, payload = frames.receive(broker)
+                if what == frames.ANSWER:
+                    return to_text(payload, errors="surrogate_then_replace")
+                if what == frames.SENT:
+                    sent = True
+                elif what == frames.START:
+                    _start(about, broker, start)
+                elif what == frames.NONE:
+                    raise Unavailable(to_text(payload))
+                elif what == frames.BROKEN:
+                    raise Lost("the connection to the host broke", to_text(payload))
+        except (OSError, EOFError) as error:
+            if sent:
+                raise Lost("the broker on the controller ended") from error
+            raise _NotSent("the broker on the controller ended") from error
+
+
+def _start(about, broker, start):
+    try:
+        fds, control = start()
+    except Unavailable as error:
+        broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
+        raise
+    try:
+        with _connected(about["idle"]) as other:
+            socket.send_fds(other, [frames.CONNECTION_CHANNEL], fds)
+            other.sendall(frames.pack(frames.ABOUT, json.dumps(dict(about, control=control)).encode()))
+            frames.receive(other)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+# --- the broker
+
+
+def impossible(connection):
+    """Why there can be no agent behind this connection, or None."""
+    if not hasattr(connection, "_send_initial_data"):
+        return "a connection of type %r holds no channel" % connection.transport
+    if not hasattr(socket, "SO_PEERCRED") or not hasattr(os, "pidfd_open"):
+        return "the controller must be a Linux machine"
+    return None
+
+
+@contextlib.contextmanager
+def _connected(idle):
+    """A connection to this run's broker, which is started if there is none."""
+    folder = C.DEFAULT_LOCAL_TMP
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise Unavailable("the folder %s is not private to this user" % folder)
+    path = os.path.join(folder, "thinkube.sock")
+    sock = _try(path)
+    if sock is None:
+        with open(os.path.join(folder, "thinkube.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sock = _try(path)
+            if sock is None:
+                _start_broker(path, idle)
+                sock = _try(path)
+    if sock is None:
+        raise Unavailable("the broker on the controller ended at once")
+    with sock:
+        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid != os.geteuid():
+            raise Unavailable("the broker's socket belongs to another user")
+        yield sock
+
+
+def _try(path):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            return None
+        raise Unavailable("connecting to the broker %s: %s" % (path, error)) from error
+    return sock
+
+
+def _start_broker(path, idle):
+    """Starts it with a socket that listens already, so that nobody has to wait until it runs."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    controller = os.getppid()
+    pidfd = os.pidfd_open(controller)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        mask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise Unavailable("making the broker's socket %s: %s" % (path, error)) from error
+        finally:
+            os.umask(mask)
+        listener.listen(128)
+        environment = {name: os.environ[name] for name in ("PATH", "LANG", "THINKUBE_BROKER_LOG") if name in os.environ}
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", BROKER, str(listener.fileno()), str(pidfd), str(idle)],
+            pass_fds=(listener.fileno(), pidfd),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env=environment,
+        )
+    os.close(pidfd)
+
+
+# --- a channel
+
+
+class _Taken(BaseException):
+    """Ends the connection plugin's wait for a process that goes on. Not an Exception: these are retried there."""
+
+
+class Takeover:
+    """Starts the agent by the connection plugin's own means, and takes its pipes when all questions are answered.
+
+    ansible-core's ssh plugin builds the command line, feeds sshpass and sudo, and calls _send_initial_data when the
+    program on the host is about to read its stdin. There the agent is greeted; when it answers, the pipes are kept.
+    If it does not, the plugin goes on as always, and its errors are what the user sees.
+    """
+
+    def __init__(self, connection, idle):
+        self.connection = connection
+        self.nonce = secrets.token_hex(16)
+        self.greeting = b"THINKUBE-HELLO %s %d\n" % (self.nonce.encode(), idle)
+        self.ready = b"THINKUBE-AGENT %s\n" % self.nonce.encode()
+        self.seen = b""
+        self.fds = None
+        self.control = None
+
+    def run(self, execute):
+        """execute(greeting) runs the agent's command line by way of the connection. What it gave, or None if the
+        pipes were taken."""
+        self.seen = b""
+        self.connection._send_initial_data = self._greet
+        try:
+            raw = execute(self.greeting)
+        except _Taken:
+            return None
+        finally:
+            del self.connection._send_initial_data
+        raw["stdout"] = to_text(self.seen, errors="surrogate_then_replace") + raw["stdout"]
+        return raw
+
+    def _greet(self, stdin, greeting, process):
+        with contextlib.suppress(OSError):  # an ssh that has ended says why when it is asked for its exit code
+            stdin.write(greeting)
+            stdin.flush()
+            if self._is_ready(process):
+                self.control = _control_path(process.args, self.connection)
+                self.fds = [os.dup(pipe.fileno()) for pipe in (stdin, process.stdout, process.stderr)]
+                raise _Taken
+            stdin.close()
+
+    def _is_ready(self, process):
+        """Reads stdout to the agent's first line or to the end. Login scripts may print before it."""
+        out, errors = process.stdout.fileno(), process.stderr.fileno()
+        while True:
+            # stderr is left to the plugin, unless there is so much that ssh would wait for somebody to read it.
+            readable = _readable(out, 0.2)
+            _keep_short(errors)
+            if not readable:
+                continue
+            chunk = os.read(out, 4096)
+            self.seen += chunk
+            if self.seen.endswith(self.ready) and (b"\n" + self.seen).endswith(b"\n" + self.ready):
+                return True
+            if not chunk:
+                return False
+
+
+def _readable(fd, seconds):
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll.poll(seconds * 1000)
+
+
+def _keep_short(pipe):
+    """Reads away what would fill a pipe: ssh at -vvvv is talkative."""
+    waiting = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]
+    if waiting > 32 << 10:
+        os.read(pipe, waiting)
+
+
+def _control_path(args, connection):
+    """The control socket of the ssh connection that was used, or None if it is not shared."""
+    ssh = to_bytes(connection.get_option("ssh_executable"))
+    command = [to_bytes(arg) for arg in args]
+    # The last two are the host and the command; sshpass may stand before ssh.
+    query = command[command.index(ssh):-2] + [b"-G", command[-2]]
+    try:
+        listing = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for line in listing.splitlines():
+        name, _space, value = line.partition(b" ")
+        if name.lower() == b"controlpath" and value not in (b"", b"none"):
+            return to_text(value)
+    return None
+
+
+# --- which channel
+
+
+def key(connection, play_context, environment, programs):
+    """A name for the channel that fits exactly these: another password or option is another channel.
+
+    The name is a hash of secrets too. It goes to the broker, and nowhere else.
+    """
+    become = connection.become
+    parts = [
+        connection._options,
+        become and [become._load_name, become._options],
+        [play_context.remote_addr, play_context.port, play_context.remote_user, play_context.password, play_context.become_pass],
+        sorted(environment.items()),
+        [p.sha256 for p in programs],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

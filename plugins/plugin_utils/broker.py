@@ -1,0 +1,398 @@
+# SPDX-FileCopyrightText: thinkube.infra contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The process on the controller that holds the channels to the agents while Ansible's workers come and go.
+
+One for each ansible-playbook, started by the first task that needs it (agent.py), as a program of its own:
+
+    broker.py LISTENING_SOCKET CONTROLLER_PIDFD SECONDS
+
+It has no options, reads no files and knows nothing of Ansible. It ends when the controller has ended and no task waits
+any more, or when there was nothing to do for SECONDS. With it end all channels, and with these the agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import frames  # noqa: E402  # run as a program, there is no package
+
+log = logging.getLogger("broker")
+
+# A channel that was quiet for longer (seconds) is tried before a task is sent: the host may have been rebooted.
+QUIET = 2
+# A host where starting the agent failed is not tried again for so long (seconds).
+PAUSE_AFTER_FAILURE = 60
+# Channels to one host at most: each is a session of sshd, which allows 10 on a connection by default.
+CHANNELS_PER_HOST = 4
+# What is kept of stderr (bytes): enough for the stack of a crash.
+STDERR_KEPT = 32 << 10
+
+
+class Call:
+    """A task that was sent to an agent."""
+
+    def __init__(self, number, worker):
+        self.number = number
+        self.worker = worker
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def end(self):
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Channel:
+    """The stdin, stdout and stderr of one ssh process, behind which an agent runs."""
+
+    def __init__(self, broker, about, control):
+        self.broker = broker
+        self.key, self.host, self.idle, self.patience = about["key"], about["host"], about["idle"], about["timeout"]
+        self.control = control
+        self.calls = {}
+        self.numbers = 0
+        self.heard = self.used = time.monotonic()
+        self.pong = None
+        self.retired = False
+        self.stderr = bytearray()
+        self.timer = None
+
+    async def attach(self, stdin, stdout, stderr):
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, open(stdin, "wb", 0))
+        self.writer = asyncio.StreamWriter(transport, protocol, None, loop)
+        self.reader, errors = await _readable(stdout), await _readable(stderr)
+        self.errors = asyncio.create_task(self._read_errors(errors))
+        self.answers = asyncio.create_task(self._read_answers())
+        self._rest()
+
+    # --- from the agent
+
+    async def _read_answers(self):
+        try:
+            while True:
+                size, number, kind = frames.HEADER.unpack(await self.reader.readexactly(frames.HEADER.size))
+                if size > frames.MAX_PAYLOAD:
+                    raise ValueError("a frame of %d bytes" % size)
+                self._take(kind, number, await self.reader.readexactly(size))
+        except (asyncio.IncompleteReadError, OSError, ValueError) as error:
+            log.info("channel %s ended: %s", self.host, error)
+        await self._broken()
+
+    def _take(self, kind, number, payload):
+        self.heard = time.monotonic()
+        if kind == frames.PONG:
+            if self.pong and not self.pong.done():
+                self.pong.set_result(None)
+            return
+        call = self.calls.get(number)
+        if call is None:
+            return  # it was cancelled
+        call.worker.write(frames.pack(kind, payload))
+        if kind == frames.ANSWER:
+            self.forget(call)
+
+    async def _read_errors(self, reader):
+        while True:
+            chunk = await reader.read(4096)
+            if not chunk:
+                return
+            self.stderr += chunk
+            del self.stderr[:-STDERR_KEPT]
+
+    async def _broken(self):
+        """Tells everybody who waits what is known."""
+        self.broker.remove(self)
+        # The last words come on another pipe, which a master connection may hold open.
+        await asyncio.wait({self.errors}, timeout=1)
+        for call in list(self.calls.values()):
+            call.worker.write(frames.pack(frames.BROKEN, bytes(self.stderr)))
+            self.forget(call)
+        if self.pong and not self.pong.done():
+            self.pong.set_exception(EOFError())
+        self.close()
+
+    # --- to the agent
+
+    def send(self, kind, request, worker):
+        self.numbers = self.numbers % 0xFFFFFFFF + 1
+        call = self.calls[self.numbers] = Call(self.numbers, worker)
+        # In this order: a task that has not seen this was never sent, whatever ends when.
+        worker.write(frames.pack(frames.SENT))
+        self.writer.write(frames.pack(kind, request, call.number))
+        self._rest()
+        return call
+
+    def cancel(self, call):
+        self.writer.write(frames.pack(frames.CANCEL, call=call.number))
+        self.forget(call)
+
+    def forget(self, call):
+        self.calls.pop(call.number, None)
+        call.end()
+        self._rest()
+
+    async def alive(self):
+        """Whether the agent answers. One that was heard just now is not asked."""
+        if time.monotonic() - self.heard < QUIET:
+            return True
+        if self.pong is None or self.pong.done():
+            self.pong = asyncio.get_running_loop().create_future()
+            self.writer.write(frames.pack(frames.PING))
+        try:
+            await asyncio.wait_for(asyncio.shield(self.pong), self.patience)
+        except (asyncio.TimeoutError, EOFError):
+            return False
+        return True
+
+    # --- its end
+
+    def was_reset(self):
+        """Whether the connection that this channel belongs to was closed for new sessions (meta: reset_connection)."""
+        return self.control is not None and _identity(self.control[0]) != self.control[1]
+
+    def _rest(self):
+        """Called whenever something happened: the time until the channel is closed begins anew."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = None
+        if not self.calls:
+            self.timer = asyncio.get_running_loop().call_later(0 if self.retired else self.idle, self.close)
+
+    def retire(self):
+        """No new tasks; the end comes with the last one that runs."""
+        self.broker.remove(self)
+        self.retired = True
+        self._rest()
+
+    def close(self):
+        self.broker.remove(self)
+        self.writer.close()
+
+
+class Broker:
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.channels = {}
+        self.starting = {}
+        self.failed = {}
+        self.connections = 0
+        self.controller_gone = False
+        self.timer = None
+        self.end = asyncio.get_running_loop().create_future()
+
+    async def serve(self, listener, pidfd):
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, self._controller_gone, pidfd)
+        accepting = asyncio.create_task(self._accept(listener))
+        self._rest()
+        await self.end
+        accepting.cancel()
+
+    async def _accept(self, listener):
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _address = await loop.sock_accept(listener)
+            asyncio.create_task(self._connection(sock))
+
+    async def _connection(self, sock):
+        self.connections += 1
+        try:
+            if not same_user(sock):
+                log.warning("a connection of another user was closed")
+                return
+            await self._converse(sock)
+        except (OSError, EOFError, asyncio.IncompleteReadError) as error:
+            log.info("connection ended: %r", error)
+        except Exception:
+            log.exception("a defect in the broker")
+        finally:
+            sock.close()
+            self.connections -= 1
+            self._rest()
+
+    async def _converse(self, sock):
+        # One byte, because file descriptors come with the first bytes and a stream would drop them.
+        await _wait_readable(sock)
+        purpose, fds, _flags, _address = socket.recv_fds(sock, 1, 3)
+        try:
+            reader, worker = await asyncio.open_connection(sock=sock)
+            about = json.loads((await _frame(reader))[1])
+            if purpose == frames.CONNECTION_CHANNEL and len(fds) == 3:
+                fds, taken = [], fds
+                await self._take_channel(about, taken)
+                worker.write(frames.pack(frames.STARTED))
+            elif purpose == frames.CONNECTION_TASK:
+                await self._carry(about, reader, worker)
+            worker.close()
+            await worker.wait_closed()  # what was written is on its way
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    # --- channels
+
+    async def _take_channel(self, about, fds):
+        control = about["control"] and (about["control"], _identity(about["control"]))
+        channel = Channel(self, about, control)
+        await channel.attach(*fds)
+        log.info("channel %s started", channel.host)
+        same_host = [c for c in self.channels.values() if c.host == channel.host and not c.calls]
+        if len(same_host) >= CHANNELS_PER_HOST:
+            min(same_host, key=lambda c: c.used).retire()
+        self.channels[channel.key] = channel
+        self._started(channel.key, None)
+
+    def _started(self, key, failure):
+        if key in self.starting:
+            self.starting.pop(key).set_result(failure)
+
+    def remove(self, channel):
+        if self.channels.get(channel.key) is channel:
+            del self.channels[channel.key]
+            self._rest()
+
+    async def _usable(self, key):
+        channel = self.channels.get(key)
+        if channel is None:
+            return None
+        if channel.was_reset() or not await channel.alive():
+            log.info("channel %s is not used any more", channel.host)
+            channel.retire()
+            return None
+        channel.used = time.monotonic()
+        return channel if self.channels.get(key) is channel else None
+
+    async def _channel(self, key, reader, worker):
+        """The channel for a task, or None if it will have none. The first who asks is told to start it."""
+        while True:
+            channel = await self._usable(key)
+            if channel:
+                return channel
+            until, why = self.failed.get(key, (0, b""))
+            if time.monotonic() < until:
+                worker.write(frames.pack(frames.NONE, why))
+                return None
+            if key in self.channels:
+                continue
+            if key not in self.starting:
+                await self._have_started(key, reader, worker)
+            elif await asyncio.shield(self.starting[key]) is not None:
+                worker.write(frames.pack(frames.NONE, b"another task could not start it"))
+                return None
+            if worker.is_closing() or reader.at_eof():
+                return None
+
+    async def _have_started(self, key, reader, worker):
+        started = self.starting[key] = asyncio.get_running_loop().create_future()
+        worker.write(frames.pack(frames.START))
+        word = asyncio.create_task(_frame(reader))
+        await asyncio.wait({started, word}, return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
+            # A task says nothing more once its channel is here; what it would say next is that it is gone.
+            word.cancel()
+            await asyncio.wait({word})
+            return
+        try:
+            kind, why = word.result()
+            if kind == frames.UNAVAILABLE:
+                self.failed[key] = (time.monotonic() + PAUSE_AFTER_FAILURE, why)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the host could not be reached, or the task was ended: neither says anything about the next
+        self._started(key, "failed")
+
+    # --- tasks
+
+    async def _carry(self, about, reader, worker):
+        kind, request = await _frame(reader)
+        channel = await self._channel(about["key"], reader, worker)
+        if channel is None or reader.at_eof():
+            return
+        call = channel.send(kind, request, worker)
+        gone = asyncio.create_task(reader.read(1))
+        await asyncio.wait({call.ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not call.ended.done():
+            log.info("a task on %s was cancelled", channel.host)
+            channel.cancel(call)
+
+    # --- the end
+
+    def _controller_gone(self, pidfd):
+        asyncio.get_running_loop().remove_reader(pidfd)
+        log.info("the controller has ended")
+        self.controller_gone = True
+        for channel in list(self.channels.values()):
+            channel.retire()
+        self._rest()
+
+    def _rest(self):
+        """Called whenever something ended: when nothing is left, the time until the broker's own end begins."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = None
+        if not self.channels and not self.connections:
+            self.timer = asyncio.get_running_loop().call_later(0 if self.controller_gone else self.seconds, self._stop)
+
+    def _stop(self):
+        if not self.end.done():
+            self.end.set_result(None)
+
+
+def same_user(sock):
+    """Whether the other end of a unix socket is a process of this user: SO_PEERCRED, socket(7)."""
+    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid == os.geteuid()
+
+
+def _identity(path):
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+async def _frame(reader):
+    size, _number, kind = frames.HEADER.unpack(await reader.readexactly(frames.HEADER.size))
+    if size > frames.MAX_PAYLOAD:
+        raise EOFError("a frame of %d bytes" % size)
+    return kind, await reader.readexactly(size)
+
+
+async def _readable(fd):
+    reader = asyncio.StreamReader(limit=1 << 20)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", 0))
+    return reader
+
+
+async def _wait_readable(sock):
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(sock, readable.set_result, None)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(sock)
+
+
+async def main(listener_fd, pidfd, seconds):
+    path = os.environ.get("THINKUBE_BROKER_LOG")
+    if path:
+        logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    listener = socket.socket(fileno=listener_fd)
+    listener.setblocking(False)
+    await Broker(seconds).serve(listener, pidfd)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
