@@ -33,6 +33,9 @@ BROKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "broker.py")
 
 # How often a task that was not sent yet is tried on a new channel.
 ATTEMPTS = 3
+# The agent stays this many seconds longer than the broker would have it, and then ends by itself: it only comes to that
+# when the controller vanished without a word.
+GRACE = 10
 
 
 class Unavailable(Exception):
@@ -207,7 +210,7 @@ class Takeover:
     def __init__(self, connection, idle):
         self.connection = connection
         self.nonce = secrets.token_hex(16)
-        self.greeting = b"THINKUBE-HELLO %s %d\n" % (self.nonce.encode(), idle)
+        self.greeting = b"THINKUBE-HELLO %s %d\n" % (self.nonce.encode(), idle + GRACE)
         self.ready = b"THINKUBE-AGENT %s\n" % self.nonce.encode()
         self.seen = b""
         self.fds = None

@@ -24,10 +24,6 @@ type Calls struct {
 	Peer func(ctx context.Context, envelope []byte) []byte
 }
 
-// idleGrace is how much longer than the broker the agent waits before it ends by itself. It only matters when the
-// controller vanished without a word.
-const idleGrace = 10 * time.Second
-
 // server is one channel.
 type server struct {
 	calls Calls
@@ -62,16 +58,17 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, calls Calls) error 
 
 	defer s.closed()
 
-	err = s.loop(reader, idle+idleGrace)
+	err = s.loop(reader, idle)
 	s.closed()
 	s.calling.Wait()
 
 	return err
 }
 
-// greet reads "THINKUBE-HELLO <nonce> <idle seconds>" and answers "THINKUBE-AGENT <nonce>": what login scripts print
-// before that is told apart by the nonce. The agent speaks second, so that nothing of it is lost while the controller
-// still waits for sudo.
+// greet reads "THINKUBE-HELLO <nonce> <seconds>" and answers "THINKUBE-AGENT <nonce>": what login scripts print before
+// that is told apart by the nonce. The agent speaks second, so that nothing of it is lost while the controller still
+// waits for sudo. The seconds are how long it stays without a request; the controller closes the channel before that,
+// unless it vanished without a word.
 func greet(reader *bufio.Reader, out io.Writer) (idle time.Duration, err error) {
 	line, err := reader.ReadSlice('\n')
 	if err != nil {
