@@ -127,6 +127,7 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 		}
 
 		defer release()
+		defer cancel() // before the next task has its turn
 	}
 
 	return m.work(ctx, task, args)
@@ -134,9 +135,6 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 
 // work is the one flow of every module.
 func (m Module[A, S, V]) work(ctx context.Context, task *Task, args A) (map[string]any, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-
 	host, err := m.Open(ctx, task, args)
 	if err != nil {
 		return nil, err
@@ -180,11 +178,14 @@ func (m Module[A, S, V]) work(ctx context.Context, task *Task, args A) (map[stri
 	return m.result(args, final), nil
 }
 
-// limit bounds the task, from its first pass on, by its option for that: arguments that have one implement TaskTimeout.
+// limit gives the task a context of its own, bounded from its first pass on by its option for that: arguments that have
+// one implement TaskTimeout.
 func limit(ctx context.Context, task *Task, args any) (context.Context, context.CancelFunc, error) {
 	limited, ok := args.(interface{ TaskTimeout() time.Duration })
 	if !ok {
-		return ctx, func() {}, nil
+		ctx, cancel := context.WithCancel(ctx)
+
+		return ctx, cancel, nil
 	}
 
 	timeout := limited.TaskTimeout()
