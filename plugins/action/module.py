@@ -183,12 +183,9 @@ class ActionModule(ActionBase):
         if why:
             raise agent.Unavailable(why)
         idle = self._variable(task_vars, "thinkube_agent_idle", 60)
-        try:
-            idle = int(idle)
-        except (TypeError, ValueError):
-            idle = 0
-        if not 1 <= idle <= 86400:
-            raise Refused("thinkube_agent_idle must be a whole number of seconds from 1 to 86400")
+        if not str(idle).isdecimal() or not 1 <= int(idle) <= 86400:
+            raise Refused("thinkube_agent_idle is %r: must be a whole number of seconds from 1 to 86400" % idle)
+        idle = int(idle)
         about = dict(
             key=agent.key(self._connection, self._play_context, environment, programs),
             host="%s@%s" % (self._play_context.remote_user, self._play_context.remote_addr),
@@ -202,7 +199,7 @@ class ActionModule(ActionBase):
     def _start_agent(self, programs, environment, idle):
         takeover = agent.Takeover(self._connection, idle)
         line = program.run_line(programs, "agent", environment)
-        raw, fds = self._with_program(programs, lambda: (takeover.run(lambda stdin: self._shell(line, stdin)), takeover.fds))
+        raw, fds = self._with_program(programs, lambda: takeover.run(lambda greeting: self._shell(line, greeting)))
         if fds is None:
             said = (raw["stderr"].strip() or raw["stdout"].strip()).splitlines()
             raise agent.Unavailable(said[-1] if said else "it ended at once, with code %s" % raw["rc"])
@@ -225,17 +222,11 @@ class ActionModule(ActionBase):
 
         def attempt():
             raw = self._shell(line, request)
-            failed = marked(raw, program.FAILED)
-            if failed is not None:
-                raise Refused(
-                    "async needs Python on the host, which has none of %s; nothing was started" % ", ".join(python),
-                    "ansible-core reads the state of a background task with Python: run the task without async",
-                )
             return raw, answer.parse(raw)
 
-        return self._with_program(programs, attempt)
+        return self._with_program(programs, attempt, python)
 
-    def _with_program(self, programs, attempt):
+    def _with_program(self, programs, attempt, python=None):
         """attempt() runs the program on the host: (what it printed, what became of it or None).
 
         A program that is missing is uploaded; one that gave nothing is checked, since a damaged file shows in many
@@ -244,6 +235,7 @@ class ActionModule(ActionBase):
         raw, value = attempt()
         if value is not None:
             return raw, value
+        refuse_failed(marked(raw, program.FAILED), python)
         machine = marked(raw, program.MISSING)
         if machine is None:
             machine = marked(self._shell(program.check_line(programs), b"\n"), program.MISSING)
@@ -321,6 +313,20 @@ class ActionModule(ActionBase):
         become = self._connection.become
         if become and become.name.rpartition(".")[2] == "su":
             raise Refused("become with su cannot pass data to a program's stdin", "use become_method: sudo, or connect as the user")
+
+
+def refuse_failed(word, python):
+    """What the shell line on the host found before it started the program."""
+    if word == program.TERMINAL:
+        raise Refused(
+            "ssh gives the program a terminal on the host, which changes what passes through it; nothing was started",
+            "take -t and RequestTTY out of the ssh options",
+        )
+    if word == program.NO_PYTHON:
+        raise Refused(
+            "async needs Python on the host, which has none of %s; nothing was started" % ", ".join(python),
+            "ansible-core reads the state of a background task with Python: run the task without async",
+        )
 
 
 def marked(raw, marker):

@@ -61,7 +61,7 @@ def call(about, kind, request, start):
     """Has a request answered by the agent: the text that it gave.
 
     about: key (which channel), host (for limits and the log), idle (seconds until the channel is closed), timeout
-    (seconds in which the agent must show that it is alive). start: gives the three file descriptors of a channel and
+    (seconds in which the agent must show that it is alive). start: gives the file descriptors of a channel and
     the path of the connection's control socket, or raises.
     """
     if len(request) > frames.MAX_PAYLOAD:
@@ -217,18 +217,18 @@ class Takeover:
         self.control = None
 
     def run(self, execute):
-        """execute(greeting) runs the agent's command line by way of the connection. What it gave, or None if the
-        pipes were taken."""
+        """execute(greeting) runs the agent's command line by way of the connection: (what it gave, None), or (None,
+        the file descriptors of stdin, stdout, stderr and the process) if it is ready."""
         self.seen = b""
         self.connection._send_initial_data = self._greet
         try:
             raw = execute(self.greeting)
         except _Taken:
-            return None
+            return None, self.fds
         finally:
             del self.connection._send_initial_data
         raw["stdout"] = to_text(self.seen, errors="surrogate_then_replace") + raw["stdout"]
-        return raw
+        return raw, None
 
     def _greet(self, stdin, greeting, process):
         with contextlib.suppress(OSError):  # an ssh that has ended says why when it is asked for its exit code
@@ -237,6 +237,7 @@ class Takeover:
             if self._is_ready(process):
                 self.control = _control_path(process.args, self.connection)
                 self.fds = [os.dup(pipe.fileno()) for pipe in (stdin, process.stdout, process.stderr)]
+                self.fds.append(os.pidfd_open(process.pid))
                 raise _Taken
             stdin.close()
 

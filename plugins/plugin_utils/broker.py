@@ -14,9 +14,11 @@ any more, or when there was nothing to do for SECONDS. With it end all channels,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import struct
 import sys
@@ -34,6 +36,8 @@ QUIET = 2
 PAUSE_AFTER_FAILURE = 60
 # Channels to one host at most: each is a session of sshd, which allows 10 on a connection by default.
 CHANNELS_PER_HOST = 4
+# An ssh that does not end when its channel is closed (the host is gone) is ended after so long (seconds).
+LINGER = 5
 # What is kept of stderr (bytes): enough for the stack of a crash.
 STDERR_KEPT = 32 << 10
 
@@ -52,7 +56,7 @@ class Call:
 
 
 class Channel:
-    """The stdin, stdout and stderr of one ssh process, behind which an agent runs."""
+    """The stdin, stdout and stderr of one ssh process, behind which an agent runs, and its pidfd."""
 
     def __init__(self, broker, about, control):
         self.broker = broker
@@ -63,10 +67,12 @@ class Channel:
         self.heard = self.used = time.monotonic()
         self.pong = None
         self.retired = False
+        self.closing = False
         self.stderr = bytearray()
         self.timer = None
 
-    async def attach(self, stdin, stdout, stderr):
+    async def attach(self, stdin, stdout, stderr, process):
+        self.process = process
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, open(stdin, "wb", 0))
         self.writer = asyncio.StreamWriter(transport, protocol, None, loop)
@@ -120,6 +126,9 @@ class Channel:
         if self.pong and not self.pong.done():
             self.pong.set_exception(EOFError())
         self.close()
+        self.timer.cancel()
+        os.close(self.process)
+        self.broker.ended(self)
 
     # --- to the agent
 
@@ -162,6 +171,8 @@ class Channel:
 
     def _rest(self):
         """Called whenever something happened: the time until the channel is closed begins anew."""
+        if self.closing:
+            return
         if self.timer:
             self.timer.cancel()
         self.timer = None
@@ -175,14 +186,26 @@ class Channel:
         self._rest()
 
     def close(self):
+        """Tells the agent to end; the channel has ended when nothing more can come from there."""
+        if self.closing:
+            return
+        self.closing = True
         self.broker.remove(self)
         self.writer.close()
+        if self.timer:
+            self.timer.cancel()
+        self.timer = asyncio.get_running_loop().call_later(LINGER, self._terminate)
+
+    def _terminate(self):
+        log.info("ssh to %s does not end by itself", self.host)
+        signal.pidfd_send_signal(self.process, signal.SIGTERM)
 
 
 class Broker:
     def __init__(self, seconds):
         self.seconds = seconds
-        self.channels = {}
+        self.channels = {}  # by key: what new tasks may use
+        self.open = set()  # what has not ended yet
         self.starting = {}
         self.failed = {}
         self.connections = 0
@@ -196,6 +219,9 @@ class Broker:
         accepting = asyncio.create_task(self._accept(listener))
         self._rest()
         await self.end
+        # In this order: a task that finds no socket starts another broker, one whose connection ends tries again.
+        with contextlib.suppress(OSError):
+            os.unlink(listener.getsockname())
         accepting.cancel()
 
     async def _accept(self, listener):
@@ -223,11 +249,11 @@ class Broker:
     async def _converse(self, sock):
         # One byte, because file descriptors come with the first bytes and a stream would drop them.
         await _wait_readable(sock)
-        purpose, fds, _flags, _address = socket.recv_fds(sock, 1, 3)
+        purpose, fds, _flags, _address = socket.recv_fds(sock, 1, 4)
         try:
             reader, worker = await asyncio.open_connection(sock=sock)
             about = json.loads((await _frame(reader))[1])
-            if purpose == frames.CONNECTION_CHANNEL and len(fds) == 3:
+            if purpose == frames.CONNECTION_CHANNEL and len(fds) == 4:
                 fds, taken = [], fds
                 await self._take_channel(about, taken)
                 worker.write(frames.pack(frames.STARTED))
@@ -245,6 +271,7 @@ class Broker:
         control = about["control"] and (about["control"], _identity(about["control"]))
         channel = Channel(self, about, control)
         await channel.attach(*fds)
+        self.open.add(channel)
         log.info("channel %s started", channel.host)
         same_host = [c for c in self.channels.values() if c.host == channel.host and not c.calls]
         if len(same_host) >= CHANNELS_PER_HOST:
@@ -259,7 +286,10 @@ class Broker:
     def remove(self, channel):
         if self.channels.get(channel.key) is channel:
             del self.channels[channel.key]
-            self._rest()
+
+    def ended(self, channel):
+        self.open.discard(channel)
+        self._rest()
 
     async def _usable(self, key):
         channel = self.channels.get(key)
@@ -340,7 +370,7 @@ class Broker:
         if self.timer:
             self.timer.cancel()
         self.timer = None
-        if not self.channels and not self.connections:
+        if not self.open and not self.connections:
             self.timer = asyncio.get_running_loop().call_later(0 if self.controller_gone else self.seconds, self._stop)
 
     def _stop(self):

@@ -23,8 +23,10 @@ import struct
 
 # The line "MISSING <system>/<machine>" (exit code 97): the host has no program, or none exists for it.
 MISSING = "THINKUBE-MISSING"
-# The line "FAILED <text>": the text says what could not be done.
+# The line "FAILED <text>": the text says what could not be done, or is one of the two words below.
 FAILED = "THINKUBE-FAILED"
+TERMINAL = "terminal"
+NO_PYTHON = "no Python"
 SOUND = "THINKUBE-SOUND"
 # The line "ENDED <exit code>" on stderr: the agent ended in another way than it should.
 ENDED = "THINKUBE-ENDED"
@@ -136,10 +138,11 @@ def run_line(programs, mode, environment, python=None):
     answers a signal with its own 255, which Ansible takes for an unreachable host.
     """
     variables = ["%s=%s" % (name, shlex.quote(value)) for name, value in environment.items()]
-    line = _choose(programs, _GREETING if mode == "agent" else _DRAIN) + '[ "$p" ] || missing $m\n'
+    line = '[ ! -t 0 ] || { echo "%s %s"; exit 96; }\n' % (FAILED, TERMINAL)
+    line += _choose(programs, _GREETING if mode == "agent" else _DRAIN) + '[ "$p" ] || missing $m\n'
     if python:
         found = " || ".join("command -v %s" % shlex.quote(name) for name in python)
-        line += '{ %s; } >/dev/null 2>&1 || { %s; echo "%s no Python"; exit 96; }\n' % (found, _DRAIN, FAILED)
+        line += '{ %s; } >/dev/null 2>&1 || { %s; echo "%s %s"; exit 96; }\n' % (found, _DRAIN, FAILED, NO_PYTHON)
     line += " ".join((["env"] + variables if variables else []) + ['"$p" %s\n' % mode])
     if mode == "agent":
         line += 'r=$?; [ $r = 0 ] || echo "%s $r" >&2; exit $r' % ENDED

@@ -3,7 +3,6 @@
 package agent
 
 import (
-	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -14,13 +13,6 @@ import (
 // Channel takes this process's stdin and stdout as the channel. From then on what anything prints goes to stderr, and a
 // print to a channel that is gone is an error instead of the end of the process: tasks still run.
 func Channel() (in, out *os.File, err error) {
-	for fd := range 2 {
-		_, err = unix.IoctlGetTermios(fd, unix.TCGETS)
-		if err == nil {
-			return nil, nil, errors.New("a terminal changes what passes through it: ssh must not be told to allocate one")
-		}
-	}
-
 	fd, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, nil, err

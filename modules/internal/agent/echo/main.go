@@ -147,6 +147,10 @@ func run(ctx context.Context, call envelope) []byte {
 		return answer(map[string]any{"changed": false})
 	case "env":
 		return answer(map[string]any{"env": environment(), "user": os.Getuid(), "program": os.Args[0], "pid": os.Getpid()})
+	case "count":
+		note(fmt.Sprint(call.Args["log"]), fmt.Sprint(call.Args["item"]))
+
+		return answer(map[string]any{"counted": call.Args["item"]})
 	case "args":
 		args := given(call.Args)
 		return answer(map[string]any{"args": args, "invocation": map[string]any{"module_args": args}})
