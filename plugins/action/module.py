@@ -201,7 +201,7 @@ class ActionModule(ActionBase):
         line = program.run_line(programs, "agent", environment)
         raw, fds = self._with_program(programs, lambda: takeover.run(lambda greeting: self._shell(line, greeting)))
         if fds is None:
-            said = (raw["stderr"].strip() or raw["stdout"].strip()).splitlines()
+            said = [line for line in (raw["stdout"] + "\n" + raw["stderr"]).splitlines() if line.strip() and program.ENDED not in line]
             raise agent.Unavailable(said[-1] if said else "it ended at once, with code %s" % raw["rc"])
         return fds, takeover.control
 
@@ -330,8 +330,9 @@ def refuse_failed(word, python):
 
 
 def marked(raw, marker):
-    """The text after a marker, or None. Login scripts may print lines of their own around it."""
+    """The text after a marker, or None. Login scripts may print around it, also what has no end of line."""
     for line in raw["stdout"].splitlines():
-        if line.startswith(marker):
-            return line[len(marker):].strip()
+        _before, found, text = line.partition(marker)
+        if found:
+            return text.strip()
     return None

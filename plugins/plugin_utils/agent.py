@@ -60,7 +60,7 @@ class _NotSent(Exception):
 def call(about, kind, request, start):
     """Has a request answered by the agent: the text that it gave.
 
-    about: key (which channel), host (for limits and the log), idle (seconds until the channel is closed), timeout
+    about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout
     (seconds in which the agent must show that it is alive). start: gives the file descriptors of a channel and
     the path of the connection's control socket, or raises.
     """
@@ -75,43 +75,51 @@ def call(about, kind, request, start):
 
 
 def _call(about, kind, request, start):
-    hello = json.dumps(about).encode()
-    sent = False
+    hello = frames.pack(frames.ABOUT, json.dumps(about).encode())
     with _connected(about["idle"]) as broker:
-        try:
-            broker.sendall(frames.CONNECTION_TASK + frames.pack(frames.ABOUT, hello) + frames.pack(kind, request))
-            while True:
+        with _else(_NotSent):
+            broker.sendall(frames.CONNECTION_TASK + hello + frames.pack(kind, request))
+            what, payload = frames.receive(broker)
+        if what == frames.START:
+            _start(about, broker, start)
+            with _else(_NotSent):
                 what, payload = frames.receive(broker)
-                if what == frames.ANSWER:
-                    return to_text(payload, errors="surrogate_then_replace")
-                if what == frames.SENT:
-                    sent = True
-                elif what == frames.START:
-                    _start(about, broker, start)
-                elif what == frames.NONE:
-                    raise Unavailable(to_text(payload))
-                elif what == frames.BROKEN:
-                    raise Lost("the connection to the host broke", to_text(payload))
-        except (OSError, EOFError) as error:
-            if sent:
-                raise Lost("the broker on the controller ended") from error
-            raise _NotSent("the broker on the controller ended") from error
+        if what == frames.SENT:
+            with _else(Lost):
+                what, payload = frames.receive(broker)
+    if what == frames.ANSWER:
+        return to_text(payload, errors="surrogate_then_replace")
+    if what == frames.BROKEN:
+        raise Lost("the connection to the host broke", to_text(payload))
+    raise Unavailable(to_text(payload))
 
 
 def _start(about, broker, start):
     try:
         fds, control = start()
     except Unavailable as error:
-        broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
+        with contextlib.suppress(OSError):
+            broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
         raise
     try:
-        with _connected(about["idle"]) as other:
+        with _connected(about["idle"]) as other, _else(_NotSent):
             socket.send_fds(other, [frames.CONNECTION_CHANNEL], fds)
             other.sendall(frames.pack(frames.ABOUT, json.dumps(dict(about, control=control)).encode()))
-            frames.receive(other)
+            what, payload = frames.receive(other)
     finally:
         for fd in fds:
             os.close(fd)
+    if what != frames.TAKEN:
+        raise Unavailable(to_text(payload))
+
+
+@contextlib.contextmanager
+def _else(error):
+    """Where the broker can go away: what that means there."""
+    try:
+        yield
+    except (OSError, EOFError) as cause:
+        raise error("the broker on the controller ended") from cause
 
 
 # --- the broker
@@ -129,14 +137,27 @@ def impossible(connection):
 @contextlib.contextmanager
 def _connected(idle):
     """A connection to this run's broker, which is started if there is none."""
-    folder = C.DEFAULT_LOCAL_TMP
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise Unavailable("the folder %s is not private to this user" % folder)
-    path = os.path.join(folder, "thinkube.sock")
+    try:
+        folder = os.open(C.DEFAULT_LOCAL_TMP, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            sock = _reach(folder, idle)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise Unavailable("reaching the broker on the controller: %s" % error) from error
+    with sock:
+        yield sock
+
+
+def _reach(folder, idle):
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise Unavailable("the folder %s is not private to this user" % C.DEFAULT_LOCAL_TMP)
+    # By way of the folder's file descriptor: the path of a socket may have 107 characters, that of a home has more.
+    path = "/proc/self/fd/%d/thinkube.sock" % folder
     sock = _try(path)
     if sock is None:
-        with open(os.path.join(folder, "thinkube.lock"), "w") as lock:
+        with open(os.path.join(C.DEFAULT_LOCAL_TMP, "thinkube.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             sock = _try(path)
             if sock is None:
@@ -144,22 +165,20 @@ def _connected(idle):
                 sock = _try(path)
     if sock is None:
         raise Unavailable("the broker on the controller ended at once")
-    with sock:
-        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        if uid != os.geteuid():
-            raise Unavailable("the broker's socket belongs to another user")
-        yield sock
+    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    if uid != os.geteuid():
+        sock.close()
+        raise Unavailable("the broker's socket belongs to another user")
+    return sock
 
 
 def _try(path):
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
-    except OSError as error:
+    except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
-        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-            return None
-        raise Unavailable("connecting to the broker %s: %s" % (path, error)) from error
+        return None
     return sock
 
 
@@ -167,29 +186,31 @@ def _start_broker(path, idle):
     """Starts it with a socket that listens already, so that nobody has to wait until it runs."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    controller = os.getppid()
-    pidfd = os.pidfd_open(controller)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        mask = os.umask(0o177)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise Unavailable("making the broker's socket %s: %s" % (path, error)) from error
-        finally:
-            os.umask(mask)
-        listener.listen(128)
-        environment = {name: os.environ[name] for name in ("PATH", "LANG", "THINKUBE_BROKER_LOG") if name in os.environ}
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", BROKER, str(listener.fileno()), str(pidfd), str(idle)],
-            pass_fds=(listener.fileno(), pidfd),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            env=environment,
-        )
-    os.close(pidfd)
+    pidfd = os.pidfd_open(os.getppid())  # of ansible-playbook
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            mask = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(mask)
+            listener.listen(128)
+            _spawn(listener.fileno(), pidfd, idle)
+    finally:
+        os.close(pidfd)
+
+
+def _spawn(listener, pidfd, idle):
+    subprocess.Popen(
+        [sys.executable, "-I", "-S", BROKER, str(listener), os.path.join(C.DEFAULT_LOCAL_TMP, "thinkube.sock"), str(pidfd), str(idle)],
+        pass_fds=(listener, pidfd),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+        env={name: os.environ[name] for name in ("PATH", "LANG", "THINKUBE_BROKER_LOG") if name in os.environ},
+    )
 
 
 # --- a channel
@@ -209,10 +230,11 @@ class Takeover:
 
     def __init__(self, connection, idle):
         self.connection = connection
-        self.nonce = secrets.token_hex(16)
-        self.greeting = b"THINKUBE-HELLO %s %d\n" % (self.nonce.encode(), idle + GRACE)
-        self.ready = b"THINKUBE-AGENT %s\n" % self.nonce.encode()
-        self.seen = b""
+        nonce = secrets.token_hex(16)
+        self.greeting = b"THINKUBE-HELLO %s %d\n" % (nonce.encode(), idle + GRACE)
+        self.ready = b"THINKUBE-AGENT %s\n" % nonce.encode()
+        self.seen = b""  # what was read of stdout
+        self.why = None  # why the pipes were not taken, if it was not for the program on the host
         self.fds = None
         self.control = None
 
@@ -227,19 +249,34 @@ class Takeover:
             return None, self.fds
         finally:
             del self.connection._send_initial_data
+        if self.why:
+            raise Unavailable(self.why)
         raw["stdout"] = to_text(self.seen, errors="surrogate_then_replace") + raw["stdout"]
         return raw, None
 
     def _greet(self, stdin, greeting, process):
-        with contextlib.suppress(OSError):  # an ssh that has ended says why when it is asked for its exit code
-            stdin.write(greeting)
-            stdin.flush()
-            if self._is_ready(process):
-                self.control = _control_path(process.args, self.connection)
-                self.fds = [os.dup(pipe.fileno()) for pipe in (stdin, process.stdout, process.stderr)]
-                self.fds.append(os.pidfd_open(process.pid))
-                raise _Taken
+        # ansible-core's reset_connection closes the shared connection, which is seen by its socket. On one that is not
+        # shared it does nothing, since each task logs in anew there: an agent, which does not, would be something else.
+        self.control = _control_path(process.args, self.connection)
+        if self.control is None:
+            self.why = "the ssh connection is not shared (ControlMaster)"
+        # An ssh that has ended says why when the plugin asks for its exit code.
+        with contextlib.suppress(OSError):
+            if self.control is not None:
+                stdin.write(greeting)
+                stdin.flush()
+                if self._is_ready(process):
+                    self._take(stdin, process)
+        with contextlib.suppress(OSError):
             stdin.close()
+
+    def _take(self, stdin, process):
+        if not os.path.exists(self.control):
+            self.why = "the ssh connection is not shared (no socket %s)" % self.control
+            return
+        self.fds = [os.dup(pipe.fileno()) for pipe in (stdin, process.stdout, process.stderr)]
+        self.fds.append(os.pidfd_open(process.pid))
+        raise _Taken
 
     def _is_ready(self, process):
         """Reads stdout to the agent's first line or to the end. Login scripts may print before it."""
@@ -252,7 +289,7 @@ class Takeover:
                 continue
             chunk = os.read(out, 4096)
             self.seen += chunk
-            if self.seen.endswith(self.ready) and (b"\n" + self.seen).endswith(b"\n" + self.ready):
+            if self.seen.endswith(self.ready):
                 return True
             if not chunk:
                 return False
@@ -275,11 +312,11 @@ def _control_path(args, connection):
     """The control socket of the ssh connection that was used, or None if it is not shared."""
     ssh = to_bytes(connection.get_option("ssh_executable"))
     command = [to_bytes(arg) for arg in args]
-    # The last two are the host and the command; sshpass may stand before ssh.
-    query = command[command.index(ssh):-2] + [b"-G", command[-2]]
     try:
+        # The last two are the host and the command; sshpass may stand before ssh.
+        query = command[command.index(ssh):-2] + [b"-G", command[-2]]
         listing = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
     for line in listing.splitlines():
         name, _space, value = line.partition(b" ")

@@ -5,10 +5,11 @@
 
 One for each ansible-playbook, started by the first task that needs it (agent.py), as a program of its own:
 
-    broker.py LISTENING_SOCKET CONTROLLER_PIDFD SECONDS
+    broker.py LISTENING_SOCKET ITS_PATH CONTROLLER_PIDFD SECONDS
 
-It has no options, reads no files and knows nothing of Ansible. It ends when the controller has ended and no task waits
-any more, or when there was nothing to do for SECONDS. With it end all channels, and with these the agents.
+It reads no files and knows nothing of Ansible. It ends when the controller has ended and no task waits any more, or
+when there was nothing to do for SECONDS. With it end all channels, and with these the agents. For debugging, the
+environment variable THINKUBE_BROKER_LOG names a file in which it notes what happens (no arguments, no results).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import struct
@@ -34,8 +36,8 @@ log = logging.getLogger("broker")
 QUIET = 2
 # A host where starting the agent failed is not tried again for so long (seconds).
 PAUSE_AFTER_FAILURE = 60
-# Channels to one host at most: each is a session of sshd, which allows 10 on a connection by default.
-CHANNELS_PER_HOST = 4
+# Channels over one ssh connection at most: each is a session, of which sshd allows 10 by default.
+CHANNELS_PER_CONNECTION = 6
 # An ssh that does not end when its channel is closed (the host is gone) is ended after so long (seconds).
 LINGER = 5
 # What is kept of stderr (bytes): enough for the stack of a crash.
@@ -58,10 +60,11 @@ class Call:
 class Channel:
     """The stdin, stdout and stderr of one ssh process, behind which an agent runs, and its pidfd."""
 
-    def __init__(self, broker, about, control):
+    def __init__(self, broker, about):
         self.broker = broker
         self.key, self.host, self.idle, self.patience = about["key"], about["host"], about["idle"], about["timeout"]
-        self.control = control
+        self.control = about["control"]
+        self.identity = _identity(self.control)
         self.calls = {}
         self.numbers = 0
         self.heard = self.used = time.monotonic()
@@ -92,6 +95,8 @@ class Channel:
                 self._take(kind, number, await self.reader.readexactly(size))
         except (asyncio.IncompleteReadError, OSError, ValueError) as error:
             log.info("channel %s ended: %s", self.host, error)
+        except asyncio.CancelledError:
+            log.info("channel %s was cut", self.host)
         await self._broken()
 
     def _take(self, kind, number, payload):
@@ -133,6 +138,8 @@ class Channel:
     # --- to the agent
 
     def send(self, kind, request, worker):
+        if not self.calls:
+            self.stderr.clear()  # what an earlier task left there is not this one's
         self.numbers = self.numbers % 0xFFFFFFFF + 1
         call = self.calls[self.numbers] = Call(self.numbers, worker)
         # In this order: a task that has not seen this was never sent, whatever ends when.
@@ -152,6 +159,8 @@ class Channel:
 
     async def alive(self):
         """Whether the agent answers. One that was heard just now is not asked."""
+        if self.writer.is_closing():
+            return False
         if time.monotonic() - self.heard < QUIET:
             return True
         if self.pong is None or self.pong.done():
@@ -167,7 +176,7 @@ class Channel:
 
     def was_reset(self):
         """Whether the connection that this channel belongs to was closed for new sessions (meta: reset_connection)."""
-        return self.control is not None and _identity(self.control[0]) != self.control[1]
+        return _identity(self.control) != self.identity
 
     def _rest(self):
         """Called whenever something happened: the time until the channel is closed begins anew."""
@@ -198,7 +207,9 @@ class Channel:
 
     def _terminate(self):
         log.info("ssh to %s does not end by itself", self.host)
-        signal.pidfd_send_signal(self.process, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.process, signal.SIGTERM)
+        self.answers.cancel()
 
 
 class Broker:
@@ -207,13 +218,13 @@ class Broker:
         self.channels = {}  # by key: what new tasks may use
         self.open = set()  # what has not ended yet
         self.starting = {}
-        self.failed = {}
-        self.connections = 0
+        self.failed = {}  # by key: until when, and why
+        self.connections = set()
         self.controller_gone = False
         self.timer = None
         self.end = asyncio.get_running_loop().create_future()
 
-    async def serve(self, listener, pidfd):
+    async def serve(self, listener, path, pidfd):
         loop = asyncio.get_running_loop()
         loop.add_reader(pidfd, self._controller_gone, pidfd)
         accepting = asyncio.create_task(self._accept(listener))
@@ -221,17 +232,29 @@ class Broker:
         await self.end
         # In this order: a task that finds no socket starts another broker, one whose connection ends tries again.
         with contextlib.suppress(OSError):
-            os.unlink(listener.getsockname())
+            os.unlink(path)
         accepting.cancel()
 
     async def _accept(self, listener):
         loop = asyncio.get_running_loop()
         while True:
-            sock, _address = await loop.sock_accept(listener)
-            asyncio.create_task(self._connection(sock))
+            try:
+                sock, _address = await loop.sock_accept(listener)
+            except OSError as error:  # no file descriptor is free: when a task has ended, there is one
+                log.error("accepting a connection: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            # Kept, because asyncio itself does not keep its tasks from the garbage collector.
+            task = asyncio.create_task(self._connection(sock))
+            self.connections.add(task)
+            task.add_done_callback(self._disconnected)
+            self._rest()
+
+    def _disconnected(self, task):
+        self.connections.discard(task)
+        self._rest()
 
     async def _connection(self, sock):
-        self.connections += 1
         try:
             if not same_user(sock):
                 log.warning("a connection of another user was closed")
@@ -243,20 +266,20 @@ class Broker:
             log.exception("a defect in the broker")
         finally:
             sock.close()
-            self.connections -= 1
-            self._rest()
 
     async def _converse(self, sock):
         # One byte, because file descriptors come with the first bytes and a stream would drop them.
         await _wait_readable(sock)
-        purpose, fds, _flags, _address = socket.recv_fds(sock, 1, 4)
+        purpose, fds, flags, _address = socket.recv_fds(sock, 1, 4)
         try:
             reader, worker = await asyncio.open_connection(sock=sock)
             about = json.loads((await _frame(reader))[1])
-            if purpose == frames.CONNECTION_CHANNEL and len(fds) == 4:
+            if flags & socket.MSG_CTRUNC:
+                worker.write(frames.pack(frames.NONE, b"the broker on the controller has no file descriptors left (ulimit -n)"))
+            elif purpose == frames.CONNECTION_CHANNEL:
                 fds, taken = [], fds
                 await self._take_channel(about, taken)
-                worker.write(frames.pack(frames.STARTED))
+                worker.write(frames.pack(frames.TAKEN))
             elif purpose == frames.CONNECTION_TASK:
                 await self._carry(about, reader, worker)
             worker.close()
@@ -268,14 +291,14 @@ class Broker:
     # --- channels
 
     async def _take_channel(self, about, fds):
-        control = about["control"] and (about["control"], _identity(about["control"]))
-        channel = Channel(self, about, control)
+        channel = Channel(self, about)
         await channel.attach(*fds)
         self.open.add(channel)
         log.info("channel %s started", channel.host)
-        same_host = [c for c in self.channels.values() if c.host == channel.host and not c.calls]
-        if len(same_host) >= CHANNELS_PER_HOST:
-            min(same_host, key=lambda c: c.used).retire()
+        same = [c for c in self.channels.values() if c.control == channel.control]
+        resting = [c for c in same if not c.calls]
+        if len(same) >= CHANNELS_PER_CONNECTION and resting:
+            min(resting, key=lambda c: c.used).retire()
         self.channels[channel.key] = channel
         self._started(channel.key, None)
 
@@ -308,16 +331,18 @@ class Broker:
             channel = await self._usable(key)
             if channel:
                 return channel
-            until, why = self.failed.get(key, (0, b""))
-            if time.monotonic() < until:
-                worker.write(frames.pack(frames.NONE, why))
-                return None
+            until, why = self.failed.get(key, (0, None))
+            if time.monotonic() > until:
+                self.failed.pop(key, None)
+                why = None
             if key in self.channels:
                 continue
-            if key not in self.starting:
+            if why is None and key in self.starting:
+                why = await asyncio.shield(self.starting[key])
+            elif why is None:
                 await self._have_started(key, reader, worker)
-            elif await asyncio.shield(self.starting[key]) is not None:
-                worker.write(frames.pack(frames.NONE, b"another task could not start it"))
+            if why is not None:
+                worker.write(frames.pack(frames.NONE, why))
                 return None
             if worker.is_closing() or reader.at_eof():
                 return None
@@ -332,13 +357,12 @@ class Broker:
             word.cancel()
             await asyncio.wait({word})
             return
-        try:
-            kind, why = word.result()
-            if kind == frames.UNAVAILABLE:
-                self.failed[key] = (time.monotonic() + PAUSE_AFTER_FAILURE, why)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the host could not be reached, or the task was ended: neither says anything about the next
-        self._started(key, "failed")
+        why = b"another task could not reach the host"
+        # Without a word the host could not be reached, or the task was ended: neither says anything about the next.
+        with contextlib.suppress(OSError, EOFError, asyncio.IncompleteReadError):
+            _kind, why = word.result()
+            self.failed[key] = (time.monotonic() + PAUSE_AFTER_FAILURE, why)
+        self._started(key, why)
 
     # --- tasks
 
@@ -366,11 +390,11 @@ class Broker:
         self._rest()
 
     def _rest(self):
-        """Called whenever something ended: when nothing is left, the time until the broker's own end begins."""
+        """Called whenever something began or ended: when nothing is left, the time until the broker's end begins."""
         if self.timer:
             self.timer.cancel()
         self.timer = None
-        if not self.open and not self.connections:
+        if not self.open and not self.connections and not self.end.done():
             self.timer = asyncio.get_running_loop().call_later(0 if self.controller_gone else self.seconds, self._stop)
 
     def _stop(self):
@@ -415,14 +439,16 @@ async def _wait_readable(sock):
         loop.remove_reader(sock)
 
 
-async def main(listener_fd, pidfd, seconds):
-    path = os.environ.get("THINKUBE_BROKER_LOG")
-    if path:
-        logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+async def main(listener_fd, path, pidfd, seconds):
+    log_file = os.environ.get("THINKUBE_BROKER_LOG")
+    if log_file:
+        logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # four for each channel, one for each task
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     listener = socket.socket(fileno=listener_fd)
     listener.setblocking(False)
-    await Broker(seconds).serve(listener, pidfd)
+    await Broker(seconds).serve(listener, path, pidfd)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

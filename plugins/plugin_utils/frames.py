@@ -19,8 +19,7 @@ PEER = b"p"
 CANCEL = b"c"
 PING = b"i"
 
-# From the agent; the broker passes the first two on to the task.
-STARTED = b"s"
+# From the agent; the broker passes the answer on to the task.
 ANSWER = b"a"
 PONG = b"o"
 
@@ -34,6 +33,7 @@ UNAVAILABLE = b"u"  # the channel could not be started; the payload says why
 START = b"w"  # there is no channel: the task is to start it
 NONE = b"n"  # there is none and will be none for now; the payload says why
 SENT = b"f"  # from here on the agent may have the task
+TAKEN = b"t"  # the channel is in the broker's hands
 BROKEN = b"b"  # the channel broke; the payload is what the agent's side wrote to stderr last
 
 

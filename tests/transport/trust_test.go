@@ -70,10 +70,10 @@ try:
     s.connect(sys.argv[1])
 except OSError as error:
     sys.exit(error.strerror)
-s.sendall(b"T" + b"\0\0\0\2\0\0\0\0h{}")
 try:
+    s.sendall(b"T" + b"\0\0\0\2\0\0\0\0h{}")
     print("answer", s.recv(100))
-except ConnectionResetError:
+except (ConnectionResetError, BrokenPipeError):
     print("closed")`
 		output, _ := exec.Command("setpriv", "--reuid", "61399", "--clear-groups", ansiblesPython(t), "-c", script, filepath.Join(folder, "thinkube.sock")).CombinedOutput()
 
@@ -88,7 +88,7 @@ except ConnectionResetError:
 	}
 
 	require.NoError(t, os.Chmod(filepath.Join(folder, "thinkube.sock"), 0o666))
-	assert.Equal(t, "closed", connect())
+	assert.Contains(t, []string{"closed", "answer b''"}, connect())
 
 	log, err := os.ReadFile(f.Path("notes/broker.log"))
 	require.NoError(t, err)
@@ -105,7 +105,7 @@ from ansible import constants as C
 C.DEFAULT_LOCAL_TMP = sys.argv[2]
 from ansible_collections.thinkube.infra.plugins.plugin_utils import agent
 try:
-    with agent._connected(60):
+    with agent._connected(1):
         print("connected")
 except agent.Unavailable as error:
     print(error)`
@@ -148,7 +148,8 @@ s.accept()[0].recv(1)`, filepath.Join(folder, "thinkube.sock"))
 
 	long := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
 	require.NoError(t, os.Mkdir(long, 0o700))
-	assert.Contains(t, connect(long), "AF_UNIX path too long")
+	assert.Equal(t, "connected", connect(long), "longer than the path of a socket may be")
+	f.nothingLeft(t)
 }
 
 // ansiblesPython is the interpreter that ansible-playbook runs with.

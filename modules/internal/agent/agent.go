@@ -166,7 +166,6 @@ func (s *server) start(ctx context.Context, request frame, call func(context.Con
 	s.running[request.id] = cancel
 	s.mu.Unlock()
 
-	s.send(frame{id: request.id, kind: kindStarted})
 	s.calling.Add(1)
 
 	go func() {

@@ -24,9 +24,8 @@ const (
 
 // To the controller.
 const (
-	kindStarted kind = 's' // the call with this id is about to run: it must not be sent again
-	kindAnswer  kind = 'a' // its end; the payload is one JSON object
-	kindPong    kind = 'o'
+	kindAnswer kind = 'a' // the end of the call with this id; the payload is one JSON object
+	kindPong   kind = 'o'
 )
 
 // headerSize is that of the payload's length (4 bytes), the call's id (4 bytes), both big endian, and the kind.
