@@ -115,6 +115,9 @@ func TestHowATaskWasCarried(t *testing.T) {
 			"misspelt":  ssh(farm.Plain, 1, map[string]any{"thinkube_transport": "agnet"}),
 			"impatient": ssh(farm.Plain, 1, map[string]any{"thinkube_agent_idle": "soon"}),
 			"chatty":    ssh(farm.Owner(1), 3, nil),
+			"password": ssh(farm.Sudo, 8, map[string]any{"ansible_password": farm.Password, "ansible_ssh_private_key_file": "/dev/null",
+				"ansible_become": true, "ansible_become_password": farm.Password}),
+			"jump":      ssh(farm.Plain, 9, map[string]any{"ansible_ssh_extra_args": f.by(10)}),
 			"terminal":  ssh(farm.Plain, 4, map[string]any{"ansible_ssh_extra_args": "-tt"}),
 			"terminal2": ssh(farm.Plain, 6, map[string]any{"ansible_ssh_extra_args": "-tt", "thinkube_transport": "exec"}),
 			"unshared":  ssh(farm.Plain, 7, map[string]any{"ansible_ssh_args": "-o ControlMaster=no"}),
@@ -124,8 +127,13 @@ func TestHowATaskWasCarried(t *testing.T) {
 		same := func(host string) bool {
 			return play.of(t, host, "carried").text("pid") == play.of(t, host, "carried once more").text("pid")
 		}
-		assert.True(t, same("by_agent"))
-		assert.True(t, same("chatty"), "what login scripts print does not matter")
+		for _, host := range []string{"by_agent", "chatty", "password", "jump"} {
+			assert.Equal(t, "ok", play.of(t, host, "carried").Event, host)
+			assert.True(t, same(host), host)
+		}
+
+		assert.Equal(t, "0", play.of(t, "password", "carried").text("user"))
+		assert.True(t, strings.HasPrefix(play.of(t, "jump", "carried").text("env", "SSH_CONNECTION"), "127.0.0."))
 
 		for _, host := range []string{"by_exec", "here", "templated", "unshared"} {
 			assert.Equal(t, "ok", play.of(t, host, "carried").Event, host)
@@ -153,6 +161,60 @@ func TestHowATaskWasCarried(t *testing.T) {
 			assert.Equal(t, words[1], got.text("hint"), host)
 		}
 	})
+}
+
+// by is ssh's option for a way by another host.
+func (f *testHosts) by(n int) string {
+	return fmt.Sprintf("-o 'ProxyCommand=ssh -F none -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -p %s -W %%h:%%p %s@%s'",
+		f.Path("key"), f.Port, farm.Plain, farm.Address(n))
+}
+
+// TestSlowStart has a host where logging in takes longer than an agent may be idle.
+func TestSlowStart(t *testing.T) {
+	f := hosts(t)
+	f.inside(t, fmt.Sprintf("echo 'sleep 2.5' >/home/%s/.bashrc", farm.Owner(3)))
+
+	way := ssh(farm.Owner(3), 3, map[string]any{"thinkube_agent_idle": 1, "thinkube_transport": "agent"})
+	play := f.play(t, os.Environ(), "carried", inventory{hosts: map[string]map[string]any{"slow": way}}, setup{})
+
+	require.Equal(t, "ok", play.of(t, "slow", "carried").Event, play.output)
+	assert.Equal(t, play.of(t, "slow", "carried").text("pid"), play.of(t, "slow", "carried once more").text("pid"))
+}
+
+// TestFewFiles has a controller that may open few files, as is usual for what is started without a login.
+func TestFewFiles(t *testing.T) {
+	f := hosts(t)
+	ways := map[string]map[string]any{}
+
+	for i := 1; i <= 30; i++ {
+		ways[fmt.Sprint("host", i)] = ssh(farm.Owner(i), i, map[string]any{"thinkube_transport": "agent"})
+	}
+
+	play := f.play(t, os.Environ(), "carried", inventory{hosts: ways}, setup{limit: "ulimit -Sn 64", env: []string{"ANSIBLE_FORKS=30"}})
+	assert.Equal(t, 0, play.code, play.output)
+	f.nothingLeft(t)
+}
+
+// TestResetUnderATask has two names for one host: the one resets the connection while the other's task runs.
+func TestResetUnderATask(t *testing.T) {
+	f := hosts(t)
+	play := f.play(t, os.Environ(), "retired", inventory{hosts: map[string]map[string]any{
+		"host": ssh(farm.Plain, 1, map[string]any{"long": true}), "alias": ssh(farm.Plain, 1, nil)}}, setup{})
+
+	require.Equal(t, 0, play.code, play.output)
+
+	items := play.of(t, "alias", "others").Result["results"].([]any)
+	assert.NotEqual(t, play.of(t, "host", "long").text("pid"), result{Result: items[0].(map[string]any)}.text("pid"))
+	f.nothingLeft(t)
+}
+
+// TestStderrIsOfOneTask has a hidden task print, and the next one crash.
+func TestStderrIsOfOneTask(t *testing.T) {
+	f := hosts(t)
+	play := f.play(t, os.Environ(), "stderr", inventory{hosts: map[string]map[string]any{"host": ssh(farm.Plain, 1, nil)}}, setup{})
+
+	assert.Equal(t, "echo: last words\n", play.of(t, "host", "crash").text("module_stderr"))
+	assert.NotContains(t, play.output, "a line before")
 }
 
 // TestTogether has ten hosts use one agent at the same time; two of them give up, which is nobody else's matter.

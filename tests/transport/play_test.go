@@ -47,6 +47,7 @@ type result struct {
 type setup struct {
 	env         []string
 	args        []string
+	limit       string // a shell command that is run before
 	collections string
 }
 
@@ -110,7 +111,7 @@ func (f *testHosts) start(t *testing.T, environ []string, name string, hosts inv
 	require.NoError(t, err)
 
 	p := &playing{t: t, folder: folder, record: filepath.Join(folder, "record")}
-	p.playbook = exec.CommandContext(ctx, "sh", append([]string{"-c", `exec ansible-playbook "$@"`, "sh", "-i", filepath.Join(folder, "inventory.json"), play}, how.args...)...)
+	p.playbook = exec.CommandContext(ctx, "sh", append([]string{"-c", how.limit + "\n" + `exec ansible-playbook "$@"`, "sh", "-i", filepath.Join(folder, "inventory.json"), play}, how.args...)...)
 	p.playbook.Dir = folder
 	p.playbook.Stdout, p.playbook.Stderr = &p.output, &p.output
 	// What ansible-playbook leaves behind must not keep the test.

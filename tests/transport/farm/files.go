@@ -152,7 +152,7 @@ func sudoers() string {
 
 // config has room for a controller that opens everything at once, on one host or on all.
 func (f *Farm) config(server int) string {
-	config := fmt.Sprintf("Port %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"+
+	config := fmt.Sprintf("Port %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPasswordAuthentication yes\n"+
 		"MaxStartups 1000\nMaxSessions 1000\nPidFile none\nSubsystem sftp internal-sftp\n", f.Port, f.Path("host_key"), f.Path("authorized_keys"))
 	for n := 1 + server*addressesPerSSHD; n <= min((server+1)*addressesPerSSHD, Addresses); n++ {
 		config += fmt.Sprintf("ListenAddress %s\n", Address(n))
