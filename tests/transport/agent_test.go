@@ -198,8 +198,11 @@ func TestFewFiles(t *testing.T) {
 // TestResetUnderATask has two names for one host: the one resets the connection while the other's task runs.
 func TestResetUnderATask(t *testing.T) {
 	f := hosts(t)
+	log := f.emptyLog(t, "reset")
 	play := f.play(t, os.Environ(), "retired", inventory{hosts: map[string]map[string]any{
-		"host": ssh(farm.Plain, 1, map[string]any{"long": true}), "alias": ssh(farm.Plain, 1, nil)}}, setup{})
+		"host":  ssh(farm.Plain, 1, map[string]any{"long": true, "log": log}),
+		"alias": ssh(farm.Plain, 1, map[string]any{"log": log}),
+	}}, setup{})
 
 	require.Equal(t, 0, play.code, play.output)
 
