@@ -103,7 +103,7 @@ class Channel:
         self.heard = time.monotonic()
         if kind == frames.PONG:
             if self.pong and not self.pong.done():
-                self.pong.set_result(None)
+                self.pong.set_result(True)
             return
         call = self.calls.get(number)
         if call is None:
@@ -129,7 +129,7 @@ class Channel:
             call.worker.write(frames.pack(frames.BROKEN, bytes(self.stderr)))
             self.forget(call)
         if self.pong and not self.pong.done():
-            self.pong.set_exception(EOFError())
+            self.pong.set_result(False)
         self.close()
         self.timer.cancel()
         os.close(self.process)
@@ -167,10 +167,9 @@ class Channel:
             self.pong = asyncio.get_running_loop().create_future()
             self.writer.write(frames.pack(frames.PING))
         try:
-            await asyncio.wait_for(asyncio.shield(self.pong), self.patience)
-        except (asyncio.TimeoutError, EOFError):
+            return await asyncio.wait_for(asyncio.shield(self.pong), self.patience)
+        except asyncio.TimeoutError:
             return False
-        return True
 
     # --- its end
 

@@ -24,7 +24,8 @@ var (
 // testHosts is a farm, with a collection in it whose program is modules/internal/agent/echo.
 type testHosts struct {
 	*farm.Farm
-	program farm.Program
+	program   farm.Program
+	transport string // "exec" keeps tasks from the agent
 }
 
 func TestMain(m *testing.M) {

@@ -72,6 +72,27 @@ func eachCore(t *testing.T, test func(t *testing.T, f *testHosts, environ []stri
 	})
 }
 
+// eachTransport runs a test with agent and exec: what users see must be the same.
+func eachTransport(t *testing.T, test func(t *testing.T, f *testHosts)) {
+	t.Helper()
+
+	for _, transport := range []string{"agent", "exec"} {
+		f := *hosts(t)
+		f.transport = transport
+
+		t.Run(transport, func(t *testing.T) { test(t, &f) })
+	}
+}
+
+// eachWay runs a test with both, and with each ansible-core.
+func eachWay(t *testing.T, test func(t *testing.T, f *testHosts, environ []string)) {
+	t.Helper()
+
+	eachCore(t, func(t *testing.T, _ *testHosts, environ []string) {
+		eachTransport(t, func(t *testing.T, f *testHosts) { test(t, f, environ) })
+	})
+}
+
 // play runs testdata/plays/<name>.yml.
 func (f *testHosts) play(t *testing.T, environ []string, name string, hosts inventory, how setup) run {
 	t.Helper()
@@ -170,6 +191,11 @@ func (f *testHosts) writeInventory(t *testing.T, folder string, hosts inventory)
 		"ansible_ssh_common_args":      "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
 		// Nothing here may need Python on a host.
 		"ansible_python_interpreter": "/nonexistent/python",
+	}
+
+	// Not "agent", since some hosts of the tests cannot have one.
+	if f.transport == "exec" {
+		common["thinkube_transport"] = "exec"
 	}
 
 	text, err := json.Marshal(map[string]any{"all": map[string]any{
