@@ -24,6 +24,9 @@ from ansible.module_utils.common.text.converters import to_text
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+# The package of the modules is not used here. It is loaded in Ansible's main process, with this file; otherwise each
+# worker would do it, for every task, when ansible-core looks for the module.
+import ansible_collections.thinkube.infra.plugins.modules  # noqa: F401
 from ansible_collections.thinkube.infra.plugins.plugin_utils import agent, answer, frames, program
 
 display = Display()

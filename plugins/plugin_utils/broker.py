@@ -268,8 +268,7 @@ class Broker:
 
     async def _converse(self, sock):
         # One byte, because file descriptors come with the first bytes and a stream would drop them.
-        await _wait_readable(sock)
-        purpose, fds, flags, _address = socket.recv_fds(sock, 1, 4)
+        purpose, fds, flags = await _first_byte(sock)
         try:
             reader, worker = await asyncio.open_connection(sock=sock)
             about = json.loads((await _frame(reader))[1])
@@ -428,12 +427,20 @@ async def _readable(fd):
     return reader
 
 
-async def _wait_readable(sock):
+async def _first_byte(sock):
+    while True:
+        try:
+            return socket.recv_fds(sock, 1, 4)[:3]
+        except BlockingIOError:
+            await _readable_now(sock)
+
+
+async def _readable_now(sock):
     loop = asyncio.get_running_loop()
-    readable = loop.create_future()
-    loop.add_reader(sock, readable.set_result, None)
+    ready = loop.create_future()
+    loop.add_reader(sock, ready.set_result, None)
     try:
-        await readable
+        await ready
     finally:
         loop.remove_reader(sock)
 

@@ -35,6 +35,7 @@ ENDED = "THINKUBE-ENDED"
 MACHINES = {"amd64": ("x86_64", "amd64"), "arm64": ("aarch64", "arm64")}
 
 _NAME = re.compile(r"^thinkube_([a-z0-9]+)_([a-z0-9]+)\.gz$")
+_SUM_LINE = re.compile(rb"^([0-9a-f]{64})\s*$")
 
 # Sets p to the cached program. The common case forks nothing but uname.
 # -O is "belongs to the effective user": with a foreign HOME (sudo without -H) another user could swap the program.
@@ -87,10 +88,12 @@ class Program:
         self.system = system
         self.arch = arch
         # The sum comes from the build: summing 15 MB in every worker would cost more than the task.
-        with open(path[: -len(".gz")] + ".sha256", encoding="ascii") as sidecar:
-            self.sha256 = sidecar.read().strip()
-        if not re.match(r"^[0-9a-f]{64}$", self.sha256):
+        # Read as bytes: each worker would load the encoding first.
+        with open(path[: -len(".gz")] + ".sha256", "rb") as sidecar:
+            found = _SUM_LINE.match(sidecar.read())
+        if not found:
             raise ValueError("%s: the file of its sha256 is damaged" % path)
+        self.sha256 = found.group(1).decode()
 
     @property
     def name(self):
