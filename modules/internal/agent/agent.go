@@ -32,13 +32,12 @@ type server struct {
 	out     io.Writer
 
 	tasks, peers context.Context // what calls run under
-	closed       context.CancelFunc
 
 	mu      sync.Mutex
 	running map[uint32]context.CancelFunc
-
+	active  time.Time // when the last frame came or the last call ended
+	stopped bool      // no call is begun any more
 	calling sync.WaitGroup
-	ended   chan struct{} // has one when a call has ended since the loop looked
 }
 
 // Serve answers the controller's requests until the channel ends, the context ends, or no request came for the time that
@@ -52,14 +51,16 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, calls Calls) error 
 		return err
 	}
 
-	s := &server{calls: calls, out: out, running: map[uint32]context.CancelFunc{}, ended: make(chan struct{}, 1)}
-	s.tasks = ctx
-	s.peers, s.closed = context.WithCancel(ctx)
+	peers, closed := context.WithCancel(ctx)
+	s := &server{calls: calls, out: out, tasks: ctx, peers: peers, running: map[uint32]context.CancelFunc{}, active: time.Now()}
 
-	defer s.closed()
+	err = s.untilEnd(reader, idle)
 
-	err = s.loop(reader, idle)
-	s.closed()
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+
+	closed()
 	s.calling.Wait()
 
 	return err
@@ -90,58 +91,69 @@ func greet(reader *bufio.Reader, out io.Writer) (idle time.Duration, err error) 
 	return time.Duration(seconds) * time.Second, err
 }
 
-// loop takes frames until there are no more.
-func (s *server) loop(reader io.Reader, idle time.Duration) error {
-	frames := make(chan frame)
-	broken := make(chan error, 1)
+// untilEnd waits for the end of the channel, of the context, or of the patience with a controller that says nothing.
+func (s *server) untilEnd(reader io.Reader, idle time.Duration) error {
+	ended := make(chan error, 1)
 
-	go func() {
-		for {
-			next, err := readFrame(reader)
-			if err != nil {
-				broken <- err
-
-				return
-			}
-
-			select {
-			case frames <- next:
-			case <-s.peers.Done():
-				return
-			}
-		}
-	}()
+	// It starts the calls itself: every goroutine in between would cost a task a change of threads.
+	go func() { ended <- s.takeAll(reader) }()
 
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
 
 	for {
 		select {
-		case next := <-frames:
-			err := s.take(next)
-			if err != nil {
-				return err
-			}
-		case err := <-broken:
-			if errors.Is(err, io.EOF) {
+		case err := <-ended:
+			return err
+		case <-s.tasks.Done():
+			return nil
+		case <-timer.C:
+			left := s.patience(idle)
+			if left <= 0 {
 				return nil
 			}
 
-			return fmt.Errorf("reading a request: %w", err)
-		case <-s.ended:
-		case <-timer.C:
-			if s.count() == 0 {
-				return nil
-			}
-		case <-s.tasks.Done():
+			timer.Reset(left)
+		}
+	}
+}
+
+// patience gives how much longer to wait for a request.
+func (s *server) patience(idle time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if len(s.running) > 0 {
+		return idle
+	}
+
+	return idle - time.Since(s.active)
+}
+
+// takeAll takes frames until there are no more.
+func (s *server) takeAll(reader io.Reader) error {
+	for {
+		next, err := readFrame(reader)
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 
-		timer.Reset(idle)
+		if err != nil {
+			return fmt.Errorf("reading a request: %w", err)
+		}
+
+		err = s.take(next)
+		if err != nil {
+			return err
+		}
 	}
 }
 
 func (s *server) take(next frame) error {
+	s.mu.Lock()
+	s.active = time.Now()
+	s.mu.Unlock()
+
 	switch next.kind {
 	case kindTask:
 		s.start(s.tasks, next, s.calls.Task)
@@ -163,9 +175,15 @@ func (s *server) start(ctx context.Context, request frame, call func(context.Con
 	ctx, cancel := context.WithCancel(ctx)
 
 	s.mu.Lock()
-	s.running[request.id] = cancel
-	s.mu.Unlock()
+	defer s.mu.Unlock()
 
+	if s.stopped {
+		cancel()
+
+		return
+	}
+
+	s.running[request.id] = cancel
 	s.calling.Add(1)
 
 	go func() {
@@ -181,12 +199,8 @@ func (s *server) start(ctx context.Context, request frame, call func(context.Con
 
 		s.mu.Lock()
 		delete(s.running, request.id)
+		s.active = time.Now()
 		s.mu.Unlock()
-
-		select {
-		case s.ended <- struct{}{}:
-		default:
-		}
 	}()
 }
 
@@ -197,13 +211,6 @@ func (s *server) cancel(id uint32) {
 	if cancel, ok := s.running[id]; ok {
 		cancel()
 	}
-}
-
-func (s *server) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	return len(s.running)
 }
 
 // send drops what cannot be sent: the loop learns from its own end of the channel that it is broken.

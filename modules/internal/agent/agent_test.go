@@ -167,6 +167,8 @@ func TestIdle(t *testing.T) {
 func TestStopped(t *testing.T) {
 	c := serve(t, echoes)
 	c.send(kindTask, 1, "wait")
+	c.send(kindPing, 2, "")
+	c.expect(kindPong, 2, "")
 	c.stopped() // SIGTERM
 	c.expect(kindAnswer, 1, "cancelled wait")
 	assert.NoError(t, <-c.ended)

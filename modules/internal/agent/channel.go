@@ -21,5 +21,11 @@ func Channel() (in, out *os.File, err error) {
 	// Not signal.Ignore, which programs that modules start would inherit.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
-	return os.Stdin, os.NewFile(uintptr(fd), "channel"), unix.Dup3(2, 1, 0)
+	// So that a goroutine that waits for a request holds no thread, and a request finds one at once.
+	err = unix.SetNonblock(0, true)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	return os.NewFile(0, "stdin"), os.NewFile(uintptr(fd), "stdout"), unix.Dup3(2, 1, 0)
 }
