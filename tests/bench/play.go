@@ -54,18 +54,22 @@ func (b *bench) prepare() error {
 		err = errors.Join(err, os.Mkdir(b.Path(folder), 0o755))
 	}
 
+	const collection = "collections/ansible_collections/thinkube/infra/plugins/"
+
 	copies := map[string]string{
-		single.Path:                      "library/lxd_profile",
-		"tests/bench/plugins/nothing.py": "action_plugins/nothing.py",
-		"tests/bench/plugins/clock.py":   "callback/clock.py",
+		"library/lxd_profile":            single.Path,
+		"action_plugins/nothing.py":      "tests/bench/plugins/nothing.py",
+		collection + "action/nothing.py": "tests/bench/plugins/nothing.py",
+		"callback/clock.py":              "tests/bench/plugins/clock.py",
 	}
-	for from, to := range copies {
+	for to, from := range copies {
 		text, readErr := os.ReadFile(from)
 		err = errors.Join(err, readErr, os.WriteFile(b.Path(to), text, 0o755))
 	}
 
 	return errors.Join(err,
-		os.WriteFile(b.Path("collections/ansible_collections/thinkube/infra/plugins/modules/lxd_profile.py"), []byte("# what it is called by\n"), 0o644),
+		os.WriteFile(b.Path(collection+"modules/lxd_profile.py"), []byte("# what it is called by\n"), 0o644),
+		os.WriteFile(b.Path(collection+"modules/nothing.py"), []byte("# the same\n"), 0o644),
 		os.WriteFile(b.Path("library/nothing.py"), []byte("# the action plugin of this name does all\n"), 0o644),
 		os.WriteFile(b.Path("ansible.cfg"), nil, 0o644))
 }

@@ -48,6 +48,7 @@ const (
 func allVariants() []variant {
 	return []variant{
 		{name: nothing, module: "nothing"},
+		{name: "nothing in a collection", module: "thinkube.infra.nothing"},
 		{name: "agent", module: ownModule, says: complaint, vars: map[string]any{"thinkube_transport": "agent"}},
 		{name: "exec", module: ownModule, says: complaint, vars: map[string]any{"thinkube_transport": "exec"}},
 		{name: pipelined, module: ping, says: "pong", env: []string{"ANSIBLE_PIPELINING=1"}, pace: middling},
