@@ -185,15 +185,13 @@ class ActionModule(ActionBase):
         why = agent.impossible(self._connection)
         if why:
             raise agent.Unavailable(why)
-        idle = self._variable(task_vars, "thinkube_agent_idle", 60)
-        if not str(idle).isdecimal() or not 1 <= int(idle) <= 86400:
-            raise Refused("thinkube_agent_idle is %r: must be a whole number of seconds from 1 to 86400" % idle)
-        idle = int(idle)
+        idle = self._seconds(task_vars, "thinkube_agent_idle")
         about = dict(
             key=agent.key(self._connection, self._play_context, environment, programs),
             host="%s@%s" % (self._play_context.remote_user, self._play_context.remote_addr),
             idle=idle,
             timeout=self._connection.get_option("timeout"),
+            silence=self._seconds(task_vars, "thinkube_agent_silence"),
         )
         stdout = agent.call(about, kind, request, lambda: self._start_agent(programs, environment, idle))
         raw = dict(stdout=stdout, stderr="", rc=0)
@@ -284,6 +282,12 @@ class ActionModule(ActionBase):
         if self._task.delegate_to:
             task_vars = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
         return self._templar.template(task_vars[name]) if name in task_vars else default
+
+    def _seconds(self, task_vars, name):
+        seconds = self._variable(task_vars, name, 60)
+        if not str(seconds).isdecimal() or not 1 <= int(seconds) <= 86400:
+            raise Refused("%s is %r: must be a whole number of seconds from 1 to 86400" % (name, seconds))
+        return int(seconds)
 
     def _programs(self):
         programs = program.programs_in(LIBEXEC)

@@ -47,14 +47,46 @@ STDERR_KEPT = 32 << 10
 class Call:
     """A task that was sent to an agent."""
 
-    def __init__(self, number, worker):
+    def __init__(self, number, task):
         self.number = number
-        self.worker = worker
+        self.task = task
+
+
+class Answers(asyncio.Protocol):
+    """What an agent sends."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.frames = frames.Splitter()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        try:
+            for kind, number, payload in self.frames.feed(data):
+                self.channel.take(kind, number, payload)
+        except ValueError as error:
+            log.error("from %s: %s", self.channel.host, error)
+            self.transport.close()
+
+    def connection_lost(self, exc):
+        self.channel.lost()
+
+
+class LastWords(asyncio.Protocol):
+    """What an agent, or ssh, writes to stderr."""
+
+    def __init__(self):
+        self.text = bytearray()
         self.ended = asyncio.get_running_loop().create_future()
 
-    def end(self):
-        if not self.ended.done():
-            self.ended.set_result(None)
+    def data_received(self, data):
+        self.text += data
+        del self.text[:-STDERR_KEPT]
+
+    def connection_lost(self, exc):
+        self.ended.set_result(None)
 
 
 class Channel:
@@ -62,7 +94,9 @@ class Channel:
 
     def __init__(self, broker, about):
         self.broker = broker
-        self.key, self.host, self.idle, self.patience = about["key"], about["host"], about["idle"], about["timeout"]
+        self.loop = asyncio.get_running_loop()
+        self.key, self.host, self.idle = about["key"], about["host"], about["idle"]
+        self.patience, self.silence = about["timeout"], about["silence"]
         self.control = about["control"]
         self.identity = _identity(self.control)
         self.calls = {}
@@ -71,105 +105,92 @@ class Channel:
         self.pong = None
         self.retired = False
         self.closing = False
-        self.stderr = bytearray()
         self.timer = None
 
     async def attach(self, stdin, stdout, stderr, process):
         self.process = process
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, open(stdin, "wb", 0))
-        self.writer = asyncio.StreamWriter(transport, protocol, None, loop)
-        self.reader, errors = await _readable(stdout), await _readable(stderr)
-        self.errors = asyncio.create_task(self._read_errors(errors))
-        self.answers = asyncio.create_task(self._read_answers())
+        self.out, _protocol = await self.loop.connect_write_pipe(asyncio.BaseProtocol, open(stdin, "wb", 0))
+        _transport, self.errors = await self.loop.connect_read_pipe(LastWords, open(stderr, "rb", 0))
+        self.answers, _protocol = await self.loop.connect_read_pipe(lambda: Answers(self), open(stdout, "rb", 0))
         self._rest()
 
     # --- from the agent
 
-    async def _read_answers(self):
-        try:
-            while True:
-                size, number, kind = frames.HEADER.unpack(await self.reader.readexactly(frames.HEADER.size))
-                if size > frames.MAX_PAYLOAD:
-                    raise ValueError("a frame of %d bytes" % size)
-                self._take(kind, number, await self.reader.readexactly(size))
-        except (asyncio.IncompleteReadError, OSError, ValueError) as error:
-            log.info("channel %s ended: %s", self.host, error)
-        except asyncio.CancelledError:
-            log.info("channel %s was cut", self.host)
-        await self._broken()
-
-    def _take(self, kind, number, payload):
+    def take(self, kind, number, payload):
         self.heard = time.monotonic()
         if kind == frames.PONG:
-            if self.pong and not self.pong.done():
-                self.pong.set_result(True)
-            return
-        call = self.calls.get(number)
-        if call is None:
-            return  # it was cancelled
-        call.worker.write(frames.pack(kind, payload))
-        if kind == frames.ANSWER:
+            self._answer_ping(True)
+        call = self.calls.get(number)  # none if it was cancelled
+        if call and kind == frames.ANSWER:
             self.forget(call)
+            call.task.finish(frames.pack(kind, payload))
 
-    async def _read_errors(self, reader):
-        while True:
-            chunk = await reader.read(4096)
-            if not chunk:
-                return
-            self.stderr += chunk
-            del self.stderr[:-STDERR_KEPT]
+    def lost(self):
+        log.info("channel %s ended", self.host)
+        self.end = self.loop.create_task(self._break())
 
-    async def _broken(self):
+    async def _break(self):
         """Tells everybody who waits what is known."""
-        self.broker.remove(self)
-        # The last words come on another pipe, which a master connection may hold open.
-        await asyncio.wait({self.errors}, timeout=1)
-        for call in list(self.calls.values()):
-            call.worker.write(frames.pack(frames.BROKEN, bytes(self.stderr)))
-            self.forget(call)
-        if self.pong and not self.pong.done():
-            self.pong.set_result(False)
         self.close()
         self.timer.cancel()
+        self._answer_ping(False)
+        # The last words come on another pipe, which a master connection may hold open.
+        await asyncio.wait({self.errors.ended}, timeout=1)
+        for call in list(self.calls.values()):
+            self.forget(call)
+            call.task.finish(frames.pack(frames.BROKEN, bytes(self.errors.text)))
         os.close(self.process)
         self.broker.ended(self)
 
     # --- to the agent
 
-    def send(self, kind, request, worker):
+    def send(self, kind, request, task):
         if not self.calls:
-            self.stderr.clear()  # what an earlier task left there is not this one's
+            self.errors.text.clear()  # what an earlier task left there is not this one's
+        self.used = time.monotonic()
         self.numbers = self.numbers % 0xFFFFFFFF + 1
-        call = self.calls[self.numbers] = Call(self.numbers, worker)
+        call = self.calls[self.numbers] = Call(self.numbers, task)
         # In this order: a task that has not seen this was never sent, whatever ends when.
-        worker.write(frames.pack(frames.SENT))
-        self.writer.write(frames.pack(kind, request, call.number))
+        task.send(frames.pack(frames.SENT))
+        self.out.write(frames.pack(kind, request, call.number))
         self._rest()
         return call
 
     def cancel(self, call):
-        self.writer.write(frames.pack(frames.CANCEL, call=call.number))
+        log.info("a task on %s was cancelled", self.host)
+        self.out.write(frames.pack(frames.CANCEL, call=call.number))
         self.forget(call)
 
     def forget(self, call):
         self.calls.pop(call.number, None)
-        call.end()
         self._rest()
 
-    async def alive(self):
-        """Whether the agent answers. One that was heard just now is not asked."""
-        if self.writer.is_closing():
+    def is_fresh(self):
+        """Whether a task can be sent at once."""
+        return not self.out.is_closing() and time.monotonic() - self.heard < QUIET and not self.was_reset()
+
+    async def is_alive(self, patience):
+        """Whether the agent answers within so many seconds."""
+        if self.out.is_closing():
             return False
-        if time.monotonic() - self.heard < QUIET:
-            return True
         if self.pong is None or self.pong.done():
-            self.pong = asyncio.get_running_loop().create_future()
-            self.writer.write(frames.pack(frames.PING))
+            self.pong = self.loop.create_future()
+            self.out.write(frames.pack(frames.PING))
         try:
-            return await asyncio.wait_for(asyncio.shield(self.pong), self.patience)
+            return await asyncio.wait_for(asyncio.shield(self.pong), patience)
         except asyncio.TimeoutError:
             return False
+
+    def _answer_ping(self, alive):
+        if self.pong and not self.pong.done():
+            self.pong.set_result(alive)
+
+    async def _watch(self):
+        """While tasks run: a host without power says nothing, and ssh alone would wait for hours."""
+        if time.monotonic() - self.heard < self.silence / 2 or await self.is_alive(self.silence / 2):
+            self._rest()
+        elif not self.closing:
+            self._cut()
 
     # --- its end
 
@@ -178,14 +199,18 @@ class Channel:
         return _identity(self.control) != self.identity
 
     def _rest(self):
-        """Called whenever something happened: the time until the channel is closed begins anew."""
+        """Called whenever something happened: what is to come of it when nothing happens any more begins anew."""
         if self.closing:
             return
         if self.timer:
             self.timer.cancel()
-        self.timer = None
-        if not self.calls:
-            self.timer = asyncio.get_running_loop().call_later(0 if self.retired else self.idle, self.close)
+        if self.calls:
+            self.timer = self.loop.call_later(self.silence / 2, self._start_watch)
+        else:
+            self.timer = self.loop.call_later(0 if self.retired else self.idle, self.close)
+
+    def _start_watch(self):
+        self.watch = self.loop.create_task(self._watch())
 
     def retire(self):
         """No new tasks; the end comes with the last one that runs."""
@@ -199,21 +224,149 @@ class Channel:
             return
         self.closing = True
         self.broker.remove(self)
-        self.writer.close()
+        self.out.close()
         if self.timer:
             self.timer.cancel()
-        self.timer = asyncio.get_running_loop().call_later(LINGER, self._terminate)
+        self.timer = self.loop.call_later(LINGER, self._cut)
 
-    def _terminate(self):
-        log.info("ssh to %s does not end by itself", self.host)
+    def _cut(self):
+        log.info("ssh to %s does not end by itself, or its host is silent", self.host)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.process, signal.SIGTERM)
-        self.answers.cancel()
+        self.answers.close()
+
+
+class Connection:
+    """A task that waits for its answer, or one that brings a channel.
+
+    Not asyncio's streams: file descriptors come with the first byte, which they would drop, and each of their steps
+    would cost a task a turn of the loop.
+    """
+
+    def __init__(self, broker, sock):
+        self.broker = broker
+        self.sock = sock
+        self.loop = asyncio.get_running_loop()
+        self.purpose = None
+        self.fds = []
+        self.short = False
+        self.input = frames.Splitter()
+        self.output = bytearray()
+        self.channel = self.call = None
+        self.word = None
+        self.closing = False
+        self.ended = False
+        self.loop.add_reader(sock, self._read)
+        self._read()
+
+    def _read(self):
+        try:
+            if self.purpose is None:
+                self.purpose, self.fds, flags, _address = socket.recv_fds(self.sock, 1, 4)
+                self.short = flags & socket.MSG_CTRUNC
+            while not self.ended:
+                piece = self.sock.recv(1 << 18)
+                if not piece:
+                    self._gone()
+                    return
+                for kind, _call, payload in self.input.feed(piece):
+                    self._take(kind, payload)
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError) as error:
+            log.info("a connection ended: %s", error)
+            self._gone()
+        except Exception:
+            log.exception("a defect in the broker")
+            self._gone()
+
+    def _take(self, kind, payload):
+        if kind == frames.ABOUT:
+            self.about = json.loads(payload)
+            if self.purpose == frames.CONNECTION_CHANNEL:
+                self.work = self.loop.create_task(self._or_gone(self.broker.take_channel(self)))
+        elif kind in (frames.TASK, frames.PEER):
+            self.kind, self.request = kind, payload
+            channel = self.broker.channels.get(self.about["key"])
+            if channel and channel.is_fresh():
+                self._carry(channel)
+            else:
+                self.work = self.loop.create_task(self._or_gone(self._wait_for_channel()))
+        elif kind == frames.UNAVAILABLE and self.word and not self.word.done():
+            self.word.set_result(payload)
+
+    async def _or_gone(self, work):
+        try:
+            await work
+        except Exception:
+            log.exception("a defect in the broker")
+            self._gone()
+
+    async def _wait_for_channel(self):
+        channel = await self.broker.channel_for(self)
+        if channel and not self.ended:
+            self._carry(channel)
+
+    def _carry(self, channel):
+        self.channel = channel
+        self.call = channel.send(self.kind, self.request, self)
+        self.request = None
+
+    # --- to the task
+
+    def send(self, data):
+        if self.ended:
+            return
+        self.output += data
+        self._write()
+
+    def finish(self, data):
+        """The last that it is told."""
+        self.call = None
+        self.closing = True
+        self.send(data)
+
+    def _write(self):
+        try:
+            sent = self.sock.send(self.output)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._gone()
+            return
+        del self.output[:sent]
+        if self.output:
+            self.loop.add_writer(self.sock, self._write)
+        else:
+            self.loop.remove_writer(self.sock)
+            if self.closing:
+                self._close()
+
+    def _gone(self):
+        """The task has ended without waiting for its answer, or in the middle of something."""
+        call, self.call = self.call, None
+        if call:
+            self.channel.cancel(call)
+        if self.word and not self.word.done():
+            self.word.set_result(None)
+        self._close()
+
+    def _close(self):
+        if self.ended:
+            return
+        self.ended = True
+        self.loop.remove_reader(self.sock)
+        self.loop.remove_writer(self.sock)
+        self.sock.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.broker.disconnected(self)
 
 
 class Broker:
     def __init__(self, seconds):
         self.seconds = seconds
+        self.loop = asyncio.get_running_loop()
         self.channels = {}  # by key: what new tasks may use
         self.open = set()  # what has not ended yet
         self.starting = {}
@@ -221,75 +374,52 @@ class Broker:
         self.connections = set()
         self.controller_gone = False
         self.timer = None
-        self.end = asyncio.get_running_loop().create_future()
+        self.end = self.loop.create_future()
 
     async def serve(self, listener, path, pidfd):
-        loop = asyncio.get_running_loop()
-        loop.add_reader(pidfd, self._controller_gone, pidfd)
-        accepting = asyncio.create_task(self._accept(listener))
+        self.loop.add_reader(pidfd, self._controller_gone, pidfd)
+        self.loop.add_reader(listener, self._accept, listener)
         self._rest()
         await self.end
         # In this order: a task that finds no socket starts another broker, one whose connection ends tries again.
         with contextlib.suppress(OSError):
             os.unlink(path)
-        accepting.cancel()
+        self.loop.remove_reader(listener)
+        listener.close()
 
-    async def _accept(self, listener):
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _address = await loop.sock_accept(listener)
-            except OSError as error:  # no file descriptor is free: when a task has ended, there is one
-                log.error("accepting a connection: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            # Kept, because asyncio itself does not keep its tasks from the garbage collector.
-            task = asyncio.create_task(self._connection(sock))
-            self.connections.add(task)
-            task.add_done_callback(self._disconnected)
-            self._rest()
-
-    def _disconnected(self, task):
-        self.connections.discard(task)
+    def _accept(self, listener):
+        try:
+            sock, _address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # no file descriptor is free: when a task has ended, there is one
+            log.error("accepting a connection: %s", error)
+            self.loop.remove_reader(listener)
+            self.loop.call_later(0.1, self.loop.add_reader, listener, self._accept, listener)
+            return
+        if not same_user(sock):
+            log.warning("a connection of another user was closed")
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = Connection(self, sock)
+        if not connection.ended:
+            self.connections.add(connection)
         self._rest()
 
-    async def _connection(self, sock):
-        try:
-            if not same_user(sock):
-                log.warning("a connection of another user was closed")
-                return
-            await self._converse(sock)
-        except (OSError, EOFError, asyncio.IncompleteReadError) as error:
-            log.info("connection ended: %r", error)
-        except Exception:
-            log.exception("a defect in the broker")
-        finally:
-            sock.close()
-
-    async def _converse(self, sock):
-        # One byte, because file descriptors come with the first bytes and a stream would drop them.
-        purpose, fds, flags = await _first_byte(sock)
-        try:
-            reader, worker = await asyncio.open_connection(sock=sock)
-            about = json.loads((await _frame(reader))[1])
-            if flags & socket.MSG_CTRUNC:
-                worker.write(frames.pack(frames.NONE, b"the broker on the controller has no file descriptors left (ulimit -n)"))
-            elif purpose == frames.CONNECTION_CHANNEL:
-                fds, taken = [], fds
-                await self._take_channel(about, taken)
-                worker.write(frames.pack(frames.TAKEN))
-            elif purpose == frames.CONNECTION_TASK:
-                await self._carry(about, reader, worker)
-            worker.close()
-            await worker.wait_closed()  # what was written is on its way
-        finally:
-            for fd in fds:
-                os.close(fd)
+    def disconnected(self, connection):
+        self.connections.discard(connection)
+        self._rest()
 
     # --- channels
 
-    async def _take_channel(self, about, fds):
-        channel = Channel(self, about)
+    async def take_channel(self, connection):
+        """A task has started an agent, and hands over its pipes."""
+        if connection.short:
+            connection.finish(frames.pack(frames.NONE, b"the broker on the controller has no file descriptors left (ulimit -n)"))
+            return
+        channel = Channel(self, connection.about)
+        fds, connection.fds = connection.fds, []
         await channel.attach(*fds)
         self.open.add(channel)
         log.info("channel %s started", channel.host)
@@ -299,6 +429,7 @@ class Broker:
             min(resting, key=lambda c: c.used).retire()
         self.channels[channel.key] = channel
         self._started(channel.key, None)
+        connection.finish(frames.pack(frames.TAKEN))
 
     def _started(self, key, failure):
         if key in self.starting:
@@ -314,18 +445,17 @@ class Broker:
 
     async def _usable(self, key):
         channel = self.channels.get(key)
-        if channel is None:
-            return None
-        if channel.was_reset() or not await channel.alive():
+        if channel is None or channel.is_fresh():
+            return channel
+        if channel.was_reset() or not await channel.is_alive(channel.patience):
             log.info("channel %s is not used any more", channel.host)
             channel.retire()
-            return None
-        channel.used = time.monotonic()
-        return channel if self.channels.get(key) is channel else None
+        return self.channels.get(key)
 
-    async def _channel(self, key, reader, worker):
+    async def channel_for(self, connection):
         """The channel for a task, or None if it will have none. The first who asks is told to start it."""
-        while True:
+        key = connection.about["key"]
+        while not connection.ended:
             channel = await self._usable(key)
             if channel:
                 return channel
@@ -333,54 +463,33 @@ class Broker:
             if time.monotonic() > until:
                 self.failed.pop(key, None)
                 why = None
-            if key in self.channels:
-                continue
             if why is None and key in self.starting:
                 why = await asyncio.shield(self.starting[key])
             elif why is None:
-                await self._have_started(key, reader, worker)
+                await self._have_started(key, connection)
             if why is not None:
-                worker.write(frames.pack(frames.NONE, why))
-                return None
-            if worker.is_closing() or reader.at_eof():
-                return None
+                connection.finish(frames.pack(frames.NONE, why))
+        return None
 
-    async def _have_started(self, key, reader, worker):
-        started = self.starting[key] = asyncio.get_running_loop().create_future()
-        worker.write(frames.pack(frames.START))
-        word = asyncio.create_task(_frame(reader))
-        await asyncio.wait({started, word}, return_when=asyncio.FIRST_COMPLETED)
+    async def _have_started(self, key, connection):
+        started = self.starting[key] = self.loop.create_future()
+        connection.word = self.loop.create_future()
+        connection.send(frames.pack(frames.START))
+        await asyncio.wait({started, connection.word}, return_when=asyncio.FIRST_COMPLETED)
         if started.done():
-            # A task says nothing more once its channel is here; what it would say next is that it is gone.
-            word.cancel()
-            await asyncio.wait({word})
             return
-        why = b"another task could not reach the host"
-        # Without a word the host could not be reached, or the task was ended: neither says anything about the next.
-        with contextlib.suppress(OSError, EOFError, asyncio.IncompleteReadError):
-            _kind, why = word.result()
+        why = connection.word.result()
+        if why is None:
+            # The host could not be reached, or the task was ended: neither says anything about the next.
+            self._started(key, b"another task could not reach the host")
+        else:
             self.failed[key] = (time.monotonic() + PAUSE_AFTER_FAILURE, why)
-        self._started(key, why)
-
-    # --- tasks
-
-    async def _carry(self, about, reader, worker):
-        kind, request = await _frame(reader)
-        channel = await self._channel(about["key"], reader, worker)
-        if channel is None or reader.at_eof():
-            return
-        call = channel.send(kind, request, worker)
-        gone = asyncio.create_task(reader.read(1))
-        await asyncio.wait({call.ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not call.ended.done():
-            log.info("a task on %s was cancelled", channel.host)
-            channel.cancel(call)
+            self._started(key, why)
 
     # --- the end
 
     def _controller_gone(self, pidfd):
-        asyncio.get_running_loop().remove_reader(pidfd)
+        self.loop.remove_reader(pidfd)
         log.info("the controller has ended")
         self.controller_gone = True
         for channel in list(self.channels.values()):
@@ -393,11 +502,7 @@ class Broker:
             self.timer.cancel()
         self.timer = None
         if not self.open and not self.connections and not self.end.done():
-            self.timer = asyncio.get_running_loop().call_later(0 if self.controller_gone else self.seconds, self._stop)
-
-    def _stop(self):
-        if not self.end.done():
-            self.end.set_result(None)
+            self.timer = self.loop.call_later(0 if self.controller_gone else self.seconds, self.end.set_result, None)
 
 
 def same_user(sock):
@@ -412,37 +517,6 @@ def _identity(path):
     except OSError:
         return None
     return found.st_ino, found.st_ctime_ns
-
-
-async def _frame(reader):
-    size, _number, kind = frames.HEADER.unpack(await reader.readexactly(frames.HEADER.size))
-    if size > frames.MAX_PAYLOAD:
-        raise EOFError("a frame of %d bytes" % size)
-    return kind, await reader.readexactly(size)
-
-
-async def _readable(fd):
-    reader = asyncio.StreamReader(limit=1 << 20)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", 0))
-    return reader
-
-
-async def _first_byte(sock):
-    while True:
-        try:
-            return socket.recv_fds(sock, 1, 4)[:3]
-        except BlockingIOError:
-            await _readable_now(sock)
-
-
-async def _readable_now(sock):
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(sock, ready.set_result, None)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
 
 
 async def main(listener_fd, path, pidfd, seconds):

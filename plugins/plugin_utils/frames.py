@@ -41,6 +41,27 @@ def pack(kind, payload=b"", call=0):
     return HEADER.pack(len(payload), call, kind) + payload
 
 
+class Splitter:
+    """Frames out of bytes that come in pieces."""
+
+    def __init__(self):
+        self.data = bytearray()
+
+    def feed(self, piece):
+        """The frames that are complete now, as (kind, call, payload). ValueError if this is no stream of frames."""
+        self.data += piece
+        while len(self.data) >= HEADER.size:
+            size, call, kind = HEADER.unpack_from(self.data)
+            if size > MAX_PAYLOAD:
+                raise ValueError("a frame of %d bytes" % size)
+            end = HEADER.size + size
+            if len(self.data) < end:
+                return
+            payload = bytes(self.data[HEADER.size:end])
+            del self.data[:end]
+            yield kind, call, payload
+
+
 def receive(sock):
     """The next frame from a blocking socket: (kind, payload). EOFError if the other end is gone."""
     size, _call, kind = HEADER.unpack(_exactly(sock, HEADER.size))

@@ -156,6 +156,33 @@ func TestStopped(t *testing.T) {
 	f.nothingLeft(t)
 }
 
+// TestSilentHost has a host that says nothing any more while its task runs, as one without power.
+func TestSilentHost(t *testing.T) {
+	f := hosts(t)
+	log := f.emptyLog(t, "silent")
+	ways := map[string]map[string]any{"plain": ssh(farm.Plain, 1, map[string]any{"log": log, "ansible_timeout": 2, "thinkube_agent_silence": 2})}
+	play := f.start(t, os.Environ(), "fault", inventory{hosts: ways}, setup{})
+
+	f.await(t, log, "began")
+
+	stopped := f.onHosts(t)
+	require.Len(t, stopped, 1)
+	f.inside(t, fmt.Sprintf("kill -STOP %d", stopped[0]))
+
+	silent := time.Now()
+
+	f.await(t, log, "quiet")
+	assert.Less(t, time.Since(silent), 6*time.Second)
+	require.NoError(t, os.WriteFile(log+".go", nil, 0o644))
+
+	ended := play.wait()
+	assert.Equal(t, "failed", ended.of(t, "plain", "hit").Event)
+	assert.Contains(t, ended.of(t, "plain", "hit").text("msg"), "the connection to the host broke while the task ran")
+	assert.Equal(t, "ok", ended.of(t, "plain", "after").Event)
+	f.inside(t, fmt.Sprintf("kill -CONT %d || :", stopped[0]))
+	f.nothingLeft(t)
+}
+
 // TestKilledAtAnyMoment kills whatever it finds, again and again, while tasks run one after the other. Each task either
 // did its work once and is ok, or failed and says so; none is done twice.
 func TestKilledAtAnyMoment(t *testing.T) {
