@@ -33,7 +33,7 @@ GOTESTSUM := go run gotest.tools/gotestsum@v1.13.0
 # A tool and the package that has it; why each is needed is in docs/dependencies.md.
 TOOLS_DEMO := ansible-playbook=ansible-core debootstrap=debootstrap systemd-nspawn=systemd-container \
 	ip=iproute2 ssh=openssh-client perl=perl-base gzip=gzip git=git ca-certificates=ca-certificates
-TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sudo=sudo busybox=busybox-static openssl=openssl \
+TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
 	dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 

@@ -96,6 +96,7 @@ const (
 // Module is lxd_cluster.
 var Module = ansible.Module[Args, State, Values]{
 	Name: "lxd_cluster",
+	Lock: lxdapi.Lock,
 	Rules: ansible.Rules{
 		MutuallyExclusive: [][]string{{"via", "join_token"}},
 		RequiredIf:        []ansible.RequiredIf{{Option: "state", Value: "present", Needs: []string{"address"}}},

@@ -57,6 +57,7 @@ const (
 // Module is lxd_network.
 var Module = ansible.Module[Args, State, Values]{
 	Name: "lxd_network",
+	Lock: lxdapi.Lock,
 	Codes: lxdtwophase.Codes(map[ansible.Code]string{
 		CodeUnmanaged:   "a member has an interface of that name that LXD does not manage",
 		CodeOverlap:     "the network's subnet overlaps with another network or with an interface of a member",

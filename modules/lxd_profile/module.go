@@ -41,6 +41,7 @@ const (
 // Module is lxd_profile.
 var Module = ansible.Module[Args, State, Values]{
 	Name: "lxd_profile",
+	Lock: lxdapi.Lock,
 	Codes: lxdapi.Codes(map[ansible.Code]string{
 		CodeInUse:   "the profile is to be deleted and instances still use it",
 		CodeBuiltIn: "the profile is the built-in one, which LXD never deletes",

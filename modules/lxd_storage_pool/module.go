@@ -57,6 +57,7 @@ const (
 // Module is lxd_storage_pool.
 var Module = ansible.Module[Args, State, Values]{
 	Name: "lxd_storage_pool",
+	Lock: lxdapi.Lock,
 	Codes: lxdtwophase.Codes(map[ansible.Code]string{
 		CodeDriverMissing: "a member's server cannot use the driver because tools or a kernel module are missing there",
 		CodeSourceMissing: "the pool's source does not exist",

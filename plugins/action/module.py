@@ -3,8 +3,9 @@
 # GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """Carries a task of any module of this collection to its host.
 
-All modules are one program per operating system and architecture (libexec). It is kept on the host and run once
-per task, with the arguments on its stdin: one round trip, no temporary file, no Python on the host.
+All modules are one program per operating system and architecture (libexec), which is kept on the host. It is started
+once and then takes every task (the agent), or, where that cannot be, is run once per task with the arguments on its
+stdin (exec). No temporary file and no Python on the host either way. docs/transport.md has it in a page.
 meta/runtime.yml routes every module here. What a module does, and what it means, is the program's matter.
 """
 
@@ -24,7 +25,10 @@ from ansible.module_utils.common.text.converters import to_text
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.thinkube.infra.plugins.plugin_utils import answer, program
+# The package of the modules is not used here. It is loaded in Ansible's main process, with this file; otherwise each
+# worker would do it, for every task, when ansible-core looks for the module.
+import ansible_collections.thinkube.infra.plugins.modules  # noqa: F401
+from ansible_collections.thinkube.infra.plugins.plugin_utils import agent, answer, frames, program
 
 display = Display()
 
@@ -32,6 +36,8 @@ LIBEXEC = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 
 # A module that asks other hosts more often than this turns in a circle.
 MAX_PASSES = 20
+
+TRANSPORTS = ("auto", "agent", "exec")
 
 
 class Refused(AnsibleError):
@@ -46,8 +52,6 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         self._supports_async = True
         super().run(tmp, task_vars)
-        # The place of the agent: a channel to a program that stays on the host would take the envelopes
-        # below, and everything here would be its fallback.
         try:
             self._refuse_impossible_ways()
             return self._start(task_vars) if self._task.async_val else self._run_module(task_vars)
@@ -62,9 +66,10 @@ class ActionModule(ActionBase):
         envelope = dict(self._envelope(task_vars), key=key, answers={}, resume="")
         undo = []
         result = None
+        anew = False
         try:
             for _ in range(MAX_PASSES):
-                raw, data = self._call("exec", envelope, task_vars)
+                raw, data = self._call("exec", envelope, task_vars, anew=anew)
                 if data is None:
                     result = answer.module_failure(raw)
                     return result
@@ -74,6 +79,7 @@ class ActionModule(ActionBase):
                     return result
                 if question.get("reconnect"):
                     reply = self._reconnect(question["reconnect"])
+                    anew = True
                 else:
                     reply = self._ask(question, envelope, task_vars, undo)
                 envelope["answers"][question["id"]] = reply
@@ -180,37 +186,98 @@ class ActionModule(ActionBase):
 
     # --- one call
 
-    def _call(self, mode, envelope, task_vars, python=None):
-        """Runs the program on the host: (what it printed, its JSON object or None).
+    def _call(self, mode, envelope, task_vars, python=None, anew=False):
+        """Has an envelope answered on the host: (what was printed, its JSON object or None).
 
-        A program that is missing is uploaded; one that gave no answer is checked, since a damaged file
-        shows in many ways (and a check before every call would cost more than the call).
+        anew: not by an agent, whose channel is older than the connection that was just opened.
         """
-        stdin = json.dumps(envelope, cls=AnsibleJSONEncoder, vault_to_text=True).encode()
+        request = json.dumps(envelope, cls=AnsibleJSONEncoder, vault_to_text=True).encode()
         programs = self._programs()
-        line = program.run_line(programs, mode, self._environment(), python)
-        uploaded = False
-        while True:
-            raw = self._shell(line, stdin)
-            machine = marked(raw, program.MISSING)
+        environment = self._environment()
+        transport = self._variable(task_vars, "thinkube_transport", "auto")
+        if transport not in TRANSPORTS:
+            raise Refused("thinkube_transport is %r: must be one of %s" % (transport, ", ".join(TRANSPORTS)))
+        if transport != "exec" and not anew:
+            try:
+                return self._call_agent(mode, request, programs, environment, task_vars)
+            except agent.Unavailable as why:
+                if transport == "agent" and mode != "async":
+                    raise Refused("no agent on the host: %s" % why, "thinkube_transport: auto uses exec then") from why
+                display.v("thinkube.infra: exec in place of the agent: %s" % why, host=self._play_context.remote_addr)
+            except agent.Lost as lost:
+                return self._lost(lost)
+        return self._call_exec(mode, request, programs, environment, python)
+
+    def _call_agent(self, mode, request, programs, environment, task_vars):
+        kind = {"exec": frames.TASK, "peer": frames.PEER}.get(mode)
+        if kind is None:
+            raise agent.Unavailable("a task with async outlives its connection")
+        why = agent.impossible(self._connection)
+        if why:
+            raise agent.Unavailable(why)
+        idle = self._seconds(task_vars, "thinkube_agent_idle")
+        about = dict(
+            key=agent.key(self._connection, self._play_context, environment, programs),
+            host="%s@%s" % (self._play_context.remote_user, self._play_context.remote_addr),
+            idle=idle,
+            timeout=self._connection.get_option("timeout"),
+            silence=self._seconds(task_vars, "thinkube_agent_silence"),
+        )
+        stdout = agent.call(about, kind, request, lambda: self._start_agent(programs, environment, idle))
+        raw = dict(stdout=stdout, stderr="", rc=0)
+        return raw, answer.parse(raw)
+
+    def _start_agent(self, programs, environment, idle):
+        takeover = agent.Takeover(self._connection, idle)
+        line = program.run_line(programs, "agent", environment)
+        raw, fds = self._with_program(programs, lambda: takeover.run(lambda greeting: self._shell(line, greeting)))
+        if fds is None:
+            said = [line for line in (raw["stdout"] + "\n" + raw["stderr"]).splitlines() if line.strip() and program.ENDED not in line]
+            raise agent.Unavailable(said[-1] if said else "it ended at once, with code %s" % raw["rc"])
+        return fds, takeover.control
+
+    def _lost(self, lost):
+        """The result of a task whose agent ended before it answered."""
+        code = marked(dict(stdout=lost.stderr), program.ENDED)
+        if code is not None:  # the program crashed, as it can in exec
+            stderr = "".join(line + "\n" for line in lost.stderr.splitlines() if not line.startswith(program.ENDED))
+            return dict(stdout="", stderr=stderr, rc=int(code)), None
+        raise Refused(
+            "%s while the task ran" % lost,
+            "the task may still be running on the host, to its end: wait for it, then run the play again",
+            **({"module_stderr": lost.stderr} if lost.stderr else {})
+        )
+
+    def _call_exec(self, mode, request, programs, environment, python):
+        line = program.run_line(programs, mode, environment, python)
+
+        def attempt():
+            raw = self._shell(line, request)
+            return raw, answer.parse(raw)
+
+        return self._with_program(programs, attempt, python)
+
+    def _with_program(self, programs, attempt, python=None):
+        """attempt() runs the program on the host: (what it printed, what became of it or None).
+
+        A program that is missing is uploaded; one that gave nothing is checked, since a damaged file shows in many
+        ways (and a check before every call would cost more than the call). Then it is run once more.
+        """
+        raw, value = attempt()
+        if value is not None:
+            return raw, value
+        refuse_failed(marked(raw, program.FAILED), python)
+        machine = marked(raw, program.MISSING)
+        if machine is None:
+            machine = marked(self._shell(program.check_line(programs), b"\n"), program.MISSING)
             if machine is None:
-                failed = marked(raw, program.FAILED)
-                if failed is not None:
-                    raise Refused(
-                        "async needs Python on the host, which has none of %s; nothing was started" % ", ".join(python),
-                        "ansible-core reads the state of a background task with Python: run the task without async",
-                    )
-                data = answer.parse(raw)
-                if data is not None or uploaded:
-                    return raw, data
-                machine = marked(self._shell(program.check_line(programs), b"\n"), program.MISSING)
-                if machine is None:
-                    return raw, None
-                display.vvv("the program kept on the host was damaged", host=self._play_context.remote_addr)
-            elif uploaded:
-                raise Refused("the program was uploaded and is missing again: something on the host removes it")
-            self._upload(programs, machine)
-            uploaded = True
+                return raw, None
+            display.vvv("the program kept on the host was damaged", host=self._play_context.remote_addr)
+        self._upload(programs, machine)
+        raw, value = attempt()
+        if value is None and marked(raw, program.MISSING) is not None:
+            raise Refused("the program was uploaded and is missing again: something on the host removes it")
+        return raw, value
 
     def _upload(self, programs, machine):
         fitting = [p for p in programs if p.runs_on(machine)]
@@ -239,6 +306,18 @@ class ActionModule(ActionBase):
         environment = {}
         self._compute_environment_string(environment)
         return {name: to_text(value) for name, value in environment.items()}
+
+    def _variable(self, task_vars, name, default):
+        """A variable of the host that the task is carried to."""
+        if self._task.delegate_to:
+            task_vars = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
+        return self._templar.template(task_vars[name]) if name in task_vars else default
+
+    def _seconds(self, task_vars, name):
+        seconds = self._variable(task_vars, name, 60)
+        if not str(seconds).isdecimal() or not 1 <= int(seconds) <= 86400:
+            raise Refused("%s is %r: must be a whole number of seconds from 1 to 86400" % (name, seconds))
+        return int(seconds)
 
     def _programs(self):
         programs = program.programs_in(LIBEXEC)
@@ -273,9 +352,24 @@ class ActionModule(ActionBase):
             raise Refused("become with su cannot pass data to a program's stdin", "use become_method: sudo, or connect as the user")
 
 
+def refuse_failed(word, python):
+    """What the shell line on the host found before it started the program."""
+    if word == program.TERMINAL:
+        raise Refused(
+            "ssh gives the program a terminal on the host, which changes what passes through it; nothing was started",
+            "take -t and RequestTTY out of the ssh options",
+        )
+    if word == program.NO_PYTHON:
+        raise Refused(
+            "async needs Python on the host, which has none of %s; nothing was started" % ", ".join(python),
+            "ansible-core reads the state of a background task with Python: run the task without async",
+        )
+
+
 def marked(raw, marker):
-    """The text after a marker, or None. Login scripts may print lines of their own around it."""
+    """The text after a marker, or None. Login scripts may print around it, also what has no end of line."""
     for line in raw["stdout"].splitlines():
-        if line.startswith(marker):
-            return line[len(marker):].strip()
+        _before, found, text = line.partition(marker)
+        if found:
+            return text.strip()
     return None

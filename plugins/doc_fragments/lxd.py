@@ -16,7 +16,8 @@ options:
     type: path
   timeout:
     description:
-      - How long the task may take, for example C(90s) or C(5m). A number is one of seconds.
+      - How long the task may take, for example C(90s) or C(5m). A number is one of seconds. Waiting for another task of
+        this collection that works on the same server counts.
       - When it has passed, the task fails and says what was done until then; running it again goes on from there.
     type: str
     default: 5m

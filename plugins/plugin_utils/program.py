@@ -23,14 +23,19 @@ import struct
 
 # The line "MISSING <system>/<machine>" (exit code 97): the host has no program, or none exists for it.
 MISSING = "THINKUBE-MISSING"
-# The line "FAILED <text>": the text says what could not be done.
+# The line "FAILED <text>": the text says what could not be done, or is one of the two words below.
 FAILED = "THINKUBE-FAILED"
+TERMINAL = "terminal"
+NO_PYTHON = "no Python"
 SOUND = "THINKUBE-SOUND"
+# The line "ENDED <exit code>" on stderr: the agent ended in another way than it should.
+ENDED = "THINKUBE-ENDED"
 
 # What `uname -m` says for each of Go's names.
 MACHINES = {"amd64": ("x86_64", "amd64"), "arm64": ("aarch64", "arm64")}
 
 _NAME = re.compile(r"^thinkube_([a-z0-9]+)_([a-z0-9]+)\.gz$")
+_SUM_LINE = re.compile(rb"^([0-9a-f]{64})\s*$")
 
 # Sets p to the cached program. The common case forks nothing but uname.
 # -O is "belongs to the effective user": with a foreign HOME (sudo without -H) another user could swap the program.
@@ -42,6 +47,8 @@ if [ -O "$c" ] && [ ! -L "$c" ] && [ -x "$c/$f" ]; then p=$c/$f; break; fi; done
 
 # Reads stdin to its end: a connection plugin that finds its pipe closed early would call the host unreachable.
 _DRAIN = "cat >/dev/null"
+# The agent's stdin stays open: it is greeted with one line.
+_GREETING = "read -r greeting"
 
 _SUM = """sum() { if command -v sha256sum; then sha256sum; elif command -v shasum; then shasum -a 256;
 else openssl dgst -sha256 -r; fi 2>&1; } ; hash() { sum <"$1" | { while read s r; do [ ${#s} = 64 ] && echo "$s"; done; }; }
@@ -81,10 +88,12 @@ class Program:
         self.system = system
         self.arch = arch
         # The sum comes from the build: summing 15 MB in every worker would cost more than the task.
-        with open(path[: -len(".gz")] + ".sha256", encoding="ascii") as sidecar:
-            self.sha256 = sidecar.read().strip()
-        if not re.match(r"^[0-9a-f]{64}$", self.sha256):
+        # Read as bytes: each worker would load the encoding first.
+        with open(path[: -len(".gz")] + ".sha256", "rb") as sidecar:
+            found = _SUM_LINE.match(sidecar.read())
+        if not found:
             raise ValueError("%s: the file of its sha256 is damaged" % path)
+        self.sha256 = found.group(1).decode()
 
     @property
     def name(self):
@@ -115,10 +124,10 @@ def programs_in(folder):
     return [Program(os.path.join(folder, name), m.group(1), m.group(2)) for name, m in matches if m]
 
 
-def _choose(programs):
+def _choose(programs, take=_DRAIN):
     """Sets f to the program's name by the machine and p to the cached program, or to nothing; defines missing."""
     arms = ["%s) f=%s;;" % ("|".join(p.patterns()), p.name) for p in programs]
-    missing = 'missing() { %s; echo "%s $1"; exit 97; }\n' % (_DRAIN, MISSING)
+    missing = 'missing() { %s; echo "%s $1"; exit 97; }\n' % (take, MISSING)
     case = "set -- `uname -sm`; m=$1/$2\ncase $m in %s *) missing $m;; esac\n" % " ".join(arms)
     return missing + case + _FIND
 
@@ -132,11 +141,17 @@ def run_line(programs, mode, environment, python=None):
     answers a signal with its own 255, which Ansible takes for an unreachable host.
     """
     variables = ["%s=%s" % (name, shlex.quote(value)) for name, value in environment.items()]
-    line = _choose(programs) + '[ "$p" ] || missing $m\n'
+    line = '[ ! -t 0 ] || { echo "%s %s"; exit 96; }\n' % (FAILED, TERMINAL)
+    line += _choose(programs, _GREETING if mode == "agent" else _DRAIN) + '[ "$p" ] || missing $m\n'
     if python:
         found = " || ".join("command -v %s" % shlex.quote(name) for name in python)
-        line += '{ %s; } >/dev/null 2>&1 || { %s; echo "%s no Python"; exit 96; }\n' % (found, _DRAIN, FAILED)
-    return line + " ".join((["env"] + variables if variables else []) + ['"$p" %s\nexit $?' % mode])
+        line += '{ %s; } >/dev/null 2>&1 || { %s; echo "%s %s"; exit 96; }\n' % (found, _DRAIN, FAILED, NO_PYTHON)
+    line += " ".join((["env"] + variables if variables else []) + ['"$p" %s\n' % mode])
+    if mode == "agent":
+        line += 'r=$?; [ $r = 0 ] || echo "%s $r" >&2; exit $r' % ENDED
+    else:
+        line += "exit $?"
+    return line
 
 
 def check_line(programs):

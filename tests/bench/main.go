@@ -5,75 +5,101 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
-	"context"
-	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/thinkube/infra/tests/transport/farm"
 )
 
-// variant is one way to run a task that does nothing. The collection's module is called without the option that it
-// needs: the real program is started, reads its arguments and says so, and touches nothing.
-type variant struct {
-	name   string
-	module string
-	env    string
-	slow   bool // has fewer tasks in a play
-}
-
-var variants = []variant{
-	{name: "nothing", module: "nothing"},
-	{name: "exec", module: "thinkube.infra.lxd_profile"},
-	{name: "ping pipelined", module: "ansible.builtin.ping", env: "ANSIBLE_PIPELINING=1"},
-	{name: "ping", module: "ansible.builtin.ping", env: "ANSIBLE_PIPELINING=0", slow: true},
-	{name: "stock binary", module: "lxd_profile", slow: true},
-}
-
-// sample is the figures of a variant with a number of hosts: milliseconds per task, of each round the median.
-type sample struct {
-	variant string
-	hosts   int
-	rounds  []float64
+// options is what the command line says.
+type options struct {
+	rounds   int
+	counts   []int
+	variants []variant
+	all      bool // nothing was left out with -only
+	fresh    int
+	forks    int
+	out      string
+	mitogen  string
 }
 
 func main() {
-	rounds := flag.Int("rounds", 3, "how often all variants are run")
-	counts := flag.String("hosts", "1,20", "numbers of hosts to run on")
-	only := flag.String("only", "", "names of variants, if not all: nothing,exec")
-	out := flag.String("out", "bench-results/module_task.csv", "file for the figures")
-	flag.Parse()
-	runtime.LockOSThread() // on which the hosts live
-
-	if *only != "" {
-		names := strings.Split(*only, ",")
-		variants = slices.DeleteFunc(variants, func(v variant) bool { return !slices.Contains(names, v.name) })
+	o, err := parse()
+	if err == nil {
+		err = o.bench()
 	}
 
-	err := bench(*rounds, *counts, *out)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(rounds int, counts, out string) (err error) {
+func parse() (options, error) {
+	o := options{mitogen: os.Getenv("MITOGEN")}
+	counts := flag.String("hosts", "1,20,100", `numbers of hosts to run on; "" for none`)
+	only := flag.String("only", "", "names of variants, if not all: nothing,agent")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often all variants are run; twice as often on one host")
+	flag.IntVar(&o.fresh, "fresh", 20, "number of fresh hosts to measure the first task on; 0 for none")
+	flag.IntVar(&o.forks, "forks", 20, "ansible-playbook's forks")
+	flag.StringVar(&o.out, "out", "bench-results/module_task.csv", "file for the figures")
+	flag.Parse()
+
+	o.all = *only == ""
+
+	var err, wrong error
+
+	o.variants, err = chosen(*only, o.mitogen)
+
+	o.counts, wrong = numbers(*counts)
+	err = errors.Join(err, wrong)
+
+	if flag.NArg() > 0 {
+		err = errors.Join(err, fmt.Errorf("unexpected %q: -help lists the options", flag.Arg(0)))
+	}
+
+	if o.rounds < 1 || o.forks < 1 {
+		err = errors.Join(err, errors.New("-rounds and -forks must be 1 or more"))
+	}
+
+	if o.fresh < 0 || o.fresh > farm.Addresses {
+		err = errors.Join(err, fmt.Errorf("-fresh %d: must be from 0 to %d", o.fresh, farm.Addresses))
+	}
+
+	return o, err
+}
+
+func numbers(list string) ([]int, error) {
+	counts := []int{}
+
+	for text := range strings.SplitSeq(list, ",") {
+		if list == "" {
+			break
+		}
+
+		count, err := strconv.Atoi(text)
+		if err != nil || count < 1 || count > farm.Addresses {
+			return nil, fmt.Errorf("-hosts %q: must be numbers from 1 to %d", list, farm.Addresses)
+		}
+
+		counts = append(counts, count)
+	}
+
+	return counts, nil
+}
+
+func (o options) bench() (err error) {
 	if missing := farm.MissingTools(); missing != "" {
 		return errors.New(missing)
 	}
+
+	runtime.LockOSThread() // on which the hosts live
 
 	hosts, err := farm.Start()
 	if err != nil {
@@ -82,264 +108,104 @@ func bench(rounds int, counts, out string) (err error) {
 
 	defer func() { err = errors.Join(err, hosts.Stop()) }()
 
-	err = prepare(hosts)
+	b := &bench{Farm: hosts, forks: o.forks}
+
+	err = b.prepare()
+	if err == nil {
+		err = b.try(o.variants)
+	}
+
 	if err != nil {
 		return err
 	}
 
-	samples := []sample{}
+	samples, err := o.measure(b)
+	if err != nil {
+		return err
+	}
 
-	for _, text := range strings.Split(counts, ",") {
-		count, err := strconv.Atoi(text)
-		if err != nil || count < 1 || count > farm.Addresses {
-			return fmt.Errorf("-hosts %q: must be numbers from 1 to %d", counts, farm.Addresses)
-		}
+	show(samples, fmt.Sprintf("%d forks", o.forks), mitogenNote(o.variants, o.mitogen))
+	fmt.Println("\nall rounds:", o.out)
 
-		measured, err := measure(hosts, count, rounds)
+	return write(o.out, samples)
+}
+
+// try runs all variants once before any is measured, so that one that cannot work does not end the run after minutes.
+func (b *bench) try(variants []variant) error {
+	for _, v := range variants {
+		fmt.Printf("trying %s\n", v.name)
+
+		_, err := b.run(play{variant: v, hosts: 1, tasks: 1}, nil)
 		if err != nil {
 			return err
+		}
+	}
+
+	return nil
+}
+
+func (o options) measure(b *bench) ([]sample, error) {
+	samples := []sample{}
+
+	for _, count := range o.counts {
+		measured, err := b.tasks(count, o.rounds, o.fitFor(count))
+		if err != nil {
+			return nil, err
 		}
 
 		samples = append(samples, measured...)
 	}
 
-	show(samples)
+	if o.fresh == 0 {
+		return samples, nil
+	}
 
-	return write(out, samples)
+	measured, err := b.fresh(o.fresh, o.rounds, o.variants)
+
+	return append(samples, measured...), err
 }
 
-// prepare lays out what ansible-playbook finds beside a play.
-func prepare(hosts *farm.Farm) error {
-	bundle, err := farm.Build("./modules/bundle", hosts.Path("bundle"))
-	if err != nil {
-		return err
-	}
+// Beyond so many hosts the slow variants take minutes a task: only who names them gets them.
+const manyHosts = 20
 
-	single, err := farm.Build("./modules/lxd_profile/cmd", hosts.Path("single"))
-	if err != nil {
-		return err
-	}
-
-	fmt.Printf("bundle %.1f MB, packed %.1f MB; stock binary %.1f MB\n", size(bundle.Path), float64(len(bundle.Packed))/1e6, size(single.Path))
-
-	err = farm.WriteCollection(hosts.Path("collections"), ".", bundle)
-
-	for _, folder := range []string{"library", "action_plugins", "callback", "controller"} {
-		err = errors.Join(err, os.Mkdir(hosts.Path(folder), 0o755))
-	}
-
-	copies := map[string]string{
-		single.Path:                      "library/lxd_profile",
-		"tests/bench/plugins/nothing.py": "action_plugins/nothing.py",
-		"tests/bench/plugins/clock.py":   "callback/clock.py",
-	}
-	for from, to := range copies {
-		text, readErr := os.ReadFile(from)
-		err = errors.Join(err, readErr, os.WriteFile(hosts.Path(to), text, 0o755))
-	}
-
-	return errors.Join(err,
-		os.WriteFile(hosts.Path("collections/ansible_collections/thinkube/infra/plugins/modules/lxd_profile.py"), []byte("# what it is called by\n"), 0o644),
-		os.WriteFile(hosts.Path("library/nothing.py"), []byte("# the action plugin of this name does all\n"), 0o644),
-		os.WriteFile(hosts.Path("ansible.cfg"), nil, 0o644))
+func (o options) fitFor(count int) []variant {
+	return slices.DeleteFunc(slices.Clone(o.variants), func(v variant) bool { return v.pace == slow && count > manyHosts && o.all })
 }
 
-func size(path string) float64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-
-	return float64(info.Size()) / 1e6
-}
-
-// measure runs all variants, then all again: what else the machine does falls on each of them.
-func measure(hosts *farm.Farm, count, rounds int) ([]sample, error) {
+// tasks runs all variants, then all again: what else the machine does falls on each of them.
+func (b *bench) tasks(hosts, rounds int, variants []variant) ([]sample, error) {
 	samples := make([]sample, len(variants))
 
-	for round := range rounds {
-		for i, variant := range variants {
-			fmt.Printf("hosts: %d, round %d: %s\n", count, round+1, variant.name)
+	if hosts == 1 {
+		rounds *= 2 // short ones
+	}
 
-			times, err := play(hosts, count, variant)
+	for round := range rounds {
+		for i, v := range variants {
+			fmt.Printf("hosts: %d, round %d: %s\n", hosts, round+1, v.name)
+
+			warmUps, measured := length(hosts, v.pace)
+
+			times, err := b.run(play{variant: v, hosts: hosts, tasks: warmUps + measured}, nil)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", variant.name, err)
+				return nil, err
 			}
 
-			samples[i].variant, samples[i].hosts = variant.name, count
-			samples[i].rounds = append(samples[i].rounds, median(times))
+			samples[i] = samples[i].add(anyTask, v, hosts, median(times[warmUps:]))
 		}
 	}
 
 	return samples, nil
 }
 
-// warmUps are tasks before the measured ones: the connection, the upload, Ansible's caches.
-const warmUps = 2
-
-// play runs one ansible-playbook and gives the milliseconds of each measured task.
-func play(hosts *farm.Farm, count int, v variant) ([]float64, error) {
-	tasks := 20
-
+// length is how many tasks a play has: warm-ups (the connection, the upload, Ansible's caches) and measured ones.
+func length(hosts int, p pace) (warmUps, measured int) {
 	switch {
-	case count > 1 && v.slow:
-		tasks = 2
-	case count > 1 || v.slow:
-		tasks = 6
+	case hosts == 1:
+		return 2, []int{40, 20, 3}[p]
+	case hosts <= manyHosts:
+		return 2, []int{8, 4, 1}[p]
+	default:
+		return 1, []int{3, 1, 1}[p]
 	}
-
-	err := errors.Join(writePlay(hosts, v, warmUps+tasks), writeInventory(hosts, count), os.RemoveAll(hosts.Path("clock")))
-	if err != nil {
-		return nil, err
-	}
-
-	control := hosts.Path("cp" + strings.ReplaceAll(v.name, " ", ""))
-
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-
-	run := exec.CommandContext(ctx, "ansible-playbook", "-i", "inventory.json", "play.json")
-	run.Dir = hosts.Folder
-	run.Env = append(os.Environ(), v.env,
-		"HOME="+hosts.Path("controller"),
-		"ANSIBLE_CONFIG="+hosts.Path("ansible.cfg"),
-		"ANSIBLE_COLLECTIONS_PATH="+hosts.Path("collections"),
-		"ANSIBLE_CALLBACK_PLUGINS="+hosts.Path("callback"),
-		"ANSIBLE_CALLBACKS_ENABLED=clock",
-		"ANSIBLE_SSH_CONTROL_PATH_DIR="+control, // a master of another variant may have other settings
-		"ANSIBLE_FORKS=20",
-		"CLOCK_TO="+hosts.Path("clock"),
-	)
-
-	output, err := run.CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, output)
-	}
-
-	ticks, err := readTicks(hosts.Path("clock"))
-	if err != nil || len(ticks) != warmUps+tasks+1 {
-		return nil, fmt.Errorf("got %d times of %d: %w: %s", len(ticks), warmUps+tasks+1, err, output)
-	}
-
-	times := []float64{}
-	for i := warmUps; i < len(ticks)-1; i++ {
-		times = append(times, 1000*(ticks[i+1]-ticks[i]))
-	}
-
-	return times, nil
-}
-
-func writePlay(hosts *farm.Farm, v variant, tasks int) error {
-	// failed_when is for the module that misses its option; the others have it too, since it costs.
-	list := slices.Repeat([]any{map[string]any{v.module: map[string]any{}, "failed_when": false}}, tasks)
-
-	text, err := json.Marshal([]any{map[string]any{"hosts": "all", "gather_facts": false, "tasks": list}})
-
-	return errors.Join(err, os.WriteFile(hosts.Path("play.json"), text, 0o644))
-}
-
-func writeInventory(hosts *farm.Farm, count int) error {
-	all := map[string]any{}
-	for i := 1; i <= count; i++ {
-		all[fmt.Sprintf("host%02d", i)] = map[string]any{"ansible_host": farm.Address(i)}
-	}
-
-	text, err := json.Marshal(map[string]any{"all": map[string]any{"hosts": all, "vars": map[string]any{
-		"ansible_user":                 farm.Plain,
-		"ansible_port":                 hosts.Port,
-		"ansible_ssh_private_key_file": hosts.Path("key"),
-		"ansible_ssh_common_args":      "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
-		"ansible_python_interpreter":   "/usr/bin/python3",
-	}}})
-
-	return errors.Join(err, os.WriteFile(hosts.Path("inventory.json"), text, 0o644))
-}
-
-func readTicks(path string) ([]float64, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-
-	ticks := []float64{}
-
-	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
-		tick, err := strconv.ParseFloat(lines.Text(), 64)
-		if err != nil {
-			return nil, err
-		}
-
-		ticks = append(ticks, tick)
-	}
-
-	return ticks, nil
-}
-
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	middle := len(sorted) / 2
-
-	if len(sorted)%2 == 0 {
-		return (sorted[middle-1] + sorted[middle]) / 2
-	}
-
-	return sorted[middle]
-}
-
-// find gives the median of a variant's rounds.
-func find(samples []sample, variant string, hosts int) float64 {
-	for _, s := range samples {
-		if s.variant == variant && s.hosts == hosts {
-			return median(s.rounds)
-		}
-	}
-
-	return 0
-}
-
-func show(samples []sample) {
-	version, _ := exec.Command("ansible-playbook", "--version").Output()
-	first, _, _ := strings.Cut(string(version), "\n")
-	fmt.Printf("\n%s, %d CPUs\n", first, runtime.NumCPU())
-
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "hosts\tvariant\tms per task on all hosts\trounds\tx nothing\tx faster than ping pipelined\t")
-
-	for _, s := range samples {
-		rounds := []string{}
-		for _, round := range s.rounds {
-			rounds = append(rounds, fmt.Sprintf("%.0f", round))
-		}
-
-		own := median(s.rounds)
-		fmt.Fprintf(table, "%d\t%s\t%.1f\t%s\t%.2f\t%.2f\t\n", s.hosts, s.variant, own, strings.Join(rounds, "/"),
-			own/find(samples, "nothing", s.hosts), find(samples, "ping pipelined", s.hosts)/own)
-	}
-
-	_ = table.Flush()
-}
-
-func write(path string, samples []sample) error {
-	err := os.MkdirAll(filepath.Dir(path), 0o755)
-	if err != nil {
-		return err
-	}
-
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-
-	writer := csv.NewWriter(file)
-	err = writer.Write([]string{"hosts", "variant", "round", "ms_per_task"})
-
-	for _, s := range samples {
-		for i, round := range s.rounds {
-			err = errors.Join(err, writer.Write([]string{strconv.Itoa(s.hosts), s.variant, strconv.Itoa(i + 1), strconv.FormatFloat(round, 'f', 2, 64)}))
-		}
-	}
-
-	writer.Flush()
-
-	return errors.Join(err, writer.Error(), file.Close())
 }

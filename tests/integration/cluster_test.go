@@ -50,17 +50,22 @@ func TestCluster(t *testing.T) {
 
 	step(t, "10 again changes nothing", func(t *testing.T) {
 		s.play(t, "10").unchanged(t, three...)
+		s.play(t, "10", "-e", byExec).unchanged(t, three...)
 		s.play(t, "10", "--check", "--diff").unchanged(t, three...)
 		s.play(t, "10", "--limit", "n2").unchanged(t, "n2")
 	})
 
-	step(t, "18 passes", func(t *testing.T) { s.play(t, "18").unchanged(t, three...) })
+	step(t, "18 passes", func(t *testing.T) {
+		s.play(t, "18").unchanged(t, three...)
+		s.play(t, "18", "-e", byExec).unchanged(t, three...)
+	})
 
 	for _, damage := range damages {
 		step(t, "18 notices: "+damage.name, func(t *testing.T) { s.sabotage(t, damage) })
 	}
 
 	step(t, "profiles", s.testProfiles)
+	step(t, "agent and exec give the same", s.testSameResults)
 	step(t, "19 refuses while there are instances", s.testRefusedRollback)
 	step(t, "19", s.testRollback)
 }
@@ -188,6 +193,7 @@ func (s *site) testProfiles(t *testing.T) {
 		assert.Equal(t, 1, s.play(t, "20").succeeded(t).Stats["n1"].Changed)
 		s.play(t, "20").unchanged(t, "n1")
 		s.play(t, "28").unchanged(t, "n1")
+		s.play(t, "28", "-e", byExec).unchanged(t, "n1")
 		assert.Contains(t, s.run(t, "n3", "lxc profile show vm-networks"), "parent: br0")
 	})
 

@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,6 +48,8 @@ type event struct {
 		Host string         `json:"host"`
 		Res  map[string]any `json:"res"`
 
+		Duration float64 `json:"duration"` // of the task, in seconds
+
 		OK          map[string]int `json:"ok"`
 		Changed     map[string]int `json:"changed"`
 		Failures    map[string]int `json:"failures"`
@@ -63,9 +66,10 @@ type playOptions struct {
 	args      []string // of ansible-playbook
 	inventory string   // default: that of three hosts
 	environ   []string // default: this process's
+	meanwhile func()   // is called while it runs; default: nothing
 }
 
-// play runs a playbook of 20_lxd_setup by the beginning of its name: "10".
+// play runs a playbook: of 20_lxd_setup by the beginning of its name ("10"), or of testdata by its name.
 func (s *site) play(t *testing.T, number string, args ...string) playRun {
 	t.Helper()
 
@@ -98,16 +102,27 @@ func (s *site) playWith(t *testing.T, number string, how playOptions) playRun {
 	runner.Dir = s.root
 	runner.Env = s.environ(how.environ)
 
+	var output bytes.Buffer
+
+	runner.Stdout, runner.Stderr = &output, &output
+
 	start := time.Now()
-	output, err := runner.CombinedOutput()
-	run := playRun{Playbook: number, Took: time.Since(start), Stdout: colours.ReplaceAllString(string(output), ""), Folder: folder, Stats: map[string]hostStats{}}
+
+	require.NoError(t, runner.Start())
+
+	if how.meanwhile != nil {
+		how.meanwhile()
+	}
+
+	err = runner.Wait()
+	run := playRun{Playbook: number, Took: time.Since(start), Stdout: colours.ReplaceAllString(output.String(), ""), Folder: folder, Stats: map[string]hostStats{}}
 
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("ansible-runner: %v", err)
 	}
 
-	require.NoError(t, ctx.Err(), "the run took longer than %s:\n%s", playbookTimeout, output)
+	require.NoError(t, ctx.Err(), "the run took longer than %s:\n%s", playbookTimeout, &output)
 
 	run.Code = runner.ProcessState.ExitCode()
 	run.read(t)
@@ -131,7 +146,11 @@ func (s *site) playbook(t *testing.T, number string) string {
 
 	found, err := filepath.Glob(filepath.Join(s.root, "ansible/20_lxd_setup", number+"_*.yaml"))
 	require.NoError(t, err)
-	require.Len(t, found, 1)
+	own, err := filepath.Glob(filepath.Join(s.root, "tests/integration/testdata", number+".yaml"))
+	require.NoError(t, err)
+
+	found = append(found, own...)
+	require.Len(t, found, 1, number)
 
 	return found[0]
 }

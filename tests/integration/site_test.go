@@ -62,9 +62,9 @@ func TestMain(m *testing.M) {
 }
 
 // tools are what the tests call themselves, with the package that has it. The lab says what it needs.
-var tools = map[string]string{"ansible-runner": "ansible-runner", "ansible-playbook": "ansible-core", "make": "make", "ssh": "openssh-client"}
+var tools = map[string]string{"ansible-runner": "ansible-runner", "ansible-playbook": "ansible-core", "make": "make", "ssh": "openssh-client", "pgrep": "procps"}
 
-// needSite gives the lab to a test, with hosts as they are when they come out of the image.
+// needSite gives the lab to a test. When the test is over, no process of an agent may be left.
 func needSite(t *testing.T) *site {
 	t.Helper()
 
@@ -83,6 +83,7 @@ func needSite(t *testing.T) *site {
 
 	bringUp.Do(func() { theSite, siteErr = makeSite() })
 	require.NoError(t, siteErr)
+	t.Cleanup(func() { theSite.agentsEnd(t) })
 
 	return theSite
 }

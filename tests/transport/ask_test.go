@@ -16,7 +16,7 @@ import (
 
 // TestAsk has a module on one host ask others, each of which has its own address, user, become and connection.
 func TestAsk(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
+	eachWay(t, func(t *testing.T, f *testHosts, environ []string) {
 		f.forget(t)
 
 		log := f.Path("notes/asked")

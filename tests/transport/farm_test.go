@@ -21,10 +21,11 @@ var (
 	missing  string
 )
 
-// testHosts is a farm, with a collection in it whose program is ./echo.
+// testHosts is a farm, with a collection in it whose program is modules/internal/agent/echo.
 type testHosts struct {
 	*farm.Farm
-	program farm.Program
+	program   farm.Program
+	transport string // "exec" keeps tasks from the agent
 }
 
 func TestMain(m *testing.M) {
@@ -71,7 +72,7 @@ func withHosts(run func() int) int {
 }
 
 func prepare(started *farm.Farm) (*testHosts, error) {
-	program, err := farm.Build("./echo", started.Path("echo"))
+	program, err := farm.Build("../../modules/internal/agent/echo", started.Path("echo"))
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type result struct {
 type setup struct {
 	env         []string
 	args        []string
+	limit       string // a shell command that is run before
 	collections string
 }
 
@@ -70,14 +72,49 @@ func eachCore(t *testing.T, test func(t *testing.T, f *testHosts, environ []stri
 	})
 }
 
+// eachTransport runs a test with agent and exec: what users see must be the same.
+func eachTransport(t *testing.T, test func(t *testing.T, f *testHosts)) {
+	t.Helper()
+
+	for _, transport := range []string{"agent", "exec"} {
+		f := *hosts(t)
+		f.transport = transport
+
+		t.Run(transport, func(t *testing.T) { test(t, &f) })
+	}
+}
+
+// eachWay runs a test with both, and with each ansible-core.
+func eachWay(t *testing.T, test func(t *testing.T, f *testHosts, environ []string)) {
+	t.Helper()
+
+	eachCore(t, func(t *testing.T, _ *testHosts, environ []string) {
+		eachTransport(t, func(t *testing.T, f *testHosts) { test(t, f, environ) })
+	})
+}
+
 // play runs testdata/plays/<name>.yml.
 func (f *testHosts) play(t *testing.T, environ []string, name string, hosts inventory, how setup) run {
+	t.Helper()
+
+	return f.start(t, environ, name, hosts, how).wait()
+}
+
+// playing is an ansible-playbook that runs.
+type playing struct {
+	t        *testing.T
+	playbook *exec.Cmd
+	output   bytes.Buffer
+	folder   string
+	record   string
+}
+
+func (f *testHosts) start(t *testing.T, environ []string, name string, hosts inventory, how setup) *playing {
 	t.Helper()
 
 	folder, err := os.MkdirTemp(f.Path("runs"), "")
 	require.NoError(t, err)
 
-	record := filepath.Join(folder, "record")
 	f.writeInventory(t, folder, hosts)
 
 	if how.collections == "" {
@@ -85,7 +122,7 @@ func (f *testHosts) play(t *testing.T, environ []string, name string, hosts inve
 	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
+	t.Cleanup(cancel)
 
 	play := filepath.Join(folder, "play.yml")
 	require.NoError(t, command("cp", "testdata/plays/"+name+".yml", play))
@@ -94,9 +131,13 @@ func (f *testHosts) play(t *testing.T, environ []string, name string, hosts inve
 	testdata, err := filepath.Abs("testdata")
 	require.NoError(t, err)
 
-	playbook := exec.CommandContext(ctx, "sh", append([]string{"-c", `exec ansible-playbook "$@"`, "sh", "-i", filepath.Join(folder, "inventory.json"), play}, how.args...)...)
-	playbook.Dir = folder
-	playbook.Env = append(environ,
+	p := &playing{t: t, folder: folder, record: filepath.Join(folder, "record")}
+	p.playbook = exec.CommandContext(ctx, "sh", append([]string{"-c", how.limit + "\n" + `exec ansible-playbook "$@"`, "sh", "-i", filepath.Join(folder, "inventory.json"), play}, how.args...)...)
+	p.playbook.Dir = folder
+	p.playbook.Stdout, p.playbook.Stderr = &p.output, &p.output
+	// What ansible-playbook leaves behind must not keep the test.
+	p.playbook.WaitDelay = 5 * time.Second
+	p.playbook.Env = append(environ,
 		"HOME="+f.Path("controller"),
 		"ANSIBLE_CONFIG="+filepath.Join(folder, "ansible.cfg"),
 		"ANSIBLE_COLLECTIONS_PATH="+f.Path(how.collections),
@@ -105,19 +146,35 @@ func (f *testHosts) play(t *testing.T, environ []string, name string, hosts inve
 		"ANSIBLE_CALLBACKS_ENABLED=record",
 		"ANSIBLE_SSH_CONTROL_PATH_DIR="+f.Path("control"),
 		"ANSIBLE_FORKS=10",
-		"RECORD_TO="+record,
+		"RECORD_TO="+p.record,
 		"PYTHONDONTWRITEBYTECODE=1",
 	)
-	playbook.Env = append(playbook.Env, how.env...)
+	p.playbook.Env = append(p.playbook.Env, how.env...)
+	require.NoError(t, p.playbook.Start())
 
-	output, err := playbook.CombinedOutput()
+	return p
+}
+
+// kill ends all of Ansible, without a word.
+func (p *playing) kill() {
+	p.t.Helper()
+
+	for _, number := range append(processesWith(p.t, "ansible-playbook", p.folder), p.playbook.Process.Pid) {
+		_ = syscall.Kill(number, syscall.SIGKILL) // it may have ended
+	}
+}
+
+func (p *playing) wait() run {
+	p.t.Helper()
+
+	err := p.playbook.Wait()
 
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
+		p.t.Fatalf("%v: %s", err, p.output.String())
 	}
 
-	return run{code: playbook.ProcessState.ExitCode(), output: string(output), results: readRecord(t, record)}
+	return run{code: p.playbook.ProcessState.ExitCode(), output: p.output.String(), results: readRecord(p.t, p.record)}
 }
 
 func (f *testHosts) writeInventory(t *testing.T, folder string, hosts inventory) {
@@ -134,6 +191,11 @@ func (f *testHosts) writeInventory(t *testing.T, folder string, hosts inventory)
 		"ansible_ssh_common_args":      "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
 		// Nothing here may need Python on a host.
 		"ansible_python_interpreter": "/nonexistent/python",
+	}
+
+	// Not "agent", since some hosts of the tests cannot have one.
+	if f.transport == "exec" {
+		common["thinkube_transport"] = "exec"
 	}
 
 	text, err := json.Marshal(map[string]any{"all": map[string]any{

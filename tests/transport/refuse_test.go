@@ -16,7 +16,7 @@ import (
 
 // TestImpossibleWays has ways that cannot work, and must say so.
 func TestImpossibleWays(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
+	eachWay(t, func(t *testing.T, f *testHosts, environ []string) {
 		ways := map[string]map[string]any{
 			"su":             ssh(farm.Sudo, 1, map[string]any{"ansible_become": true, "ansible_become_method": "su", "ansible_become_password": farm.Password}),
 			"terminal":       {"ansible_connection": "terminal"},
@@ -45,7 +45,7 @@ func TestImpossibleWays(t *testing.T) {
 
 // TestNothingSecretIsShown looks for the arguments and the key of a task in all that Ansible can be made to print.
 func TestNothingSecretIsShown(t *testing.T) {
-	eachCore(t, func(t *testing.T, f *testHosts, environ []string) {
+	eachWay(t, func(t *testing.T, f *testHosts, environ []string) {
 		f.forget(t)
 		f.emptyNote(t, "key")
 

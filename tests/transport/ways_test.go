@@ -4,6 +4,8 @@ package transport
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +30,10 @@ func TestEveryWay(t *testing.T) {
 			"root":           ssh(farm.Plain, 3, map[string]any{"ansible_become": true}),
 			"root_password":  ssh(farm.Sudo, 4, map[string]any{"ansible_become": true, "ansible_become_password": farm.Password}),
 			"other_user":     ssh(farm.Plain, 5, map[string]any{"ansible_become": true, "ansible_become_user": farm.Other}),
+			"exec":           ssh(farm.Plain, 7, map[string]any{"thinkube_transport": "exec"}),
+			"exec_root":      ssh(farm.Plain, 8, map[string]any{"thinkube_transport": "exec", "ansible_become": true}),
+			"agent":          ssh(farm.Plain, 9, map[string]any{"thinkube_transport": "agent"}),
+			"agent_root":     ssh(farm.Plain, 10, map[string]any{"thinkube_transport": "agent", "ansible_become": true}),
 			"local":          {"ansible_connection": "local"},
 			"like_container": {"ansible_connection": "container", "ansible_host": f.busyboxHost(t)},
 		}
@@ -51,7 +57,44 @@ func TestEveryWay(t *testing.T) {
 		for _, way := range names {
 			t.Run(way, func(t *testing.T) { checkWay(t, f, play, way) })
 		}
+
+		t.Run("agent and exec give the same", func(t *testing.T) {
+			assert.Equal(t, play.comparable("exec"), play.comparable("agent"))
+			assert.Equal(t, play.comparable("exec_root"), play.comparable("agent_root"))
+		})
 	})
+}
+
+// comparable is all results of a host without what is of one process or one host only.
+func (r run) comparable(host string) []string {
+	all := []string{}
+
+	for _, one := range r.results {
+		if one.Host != host {
+			continue
+		}
+
+		result := maps.Clone(one.Result)
+		delete(result, "pid")
+
+		if env, ok := result["env"].(map[string]any); ok {
+			result["env"] = maps.Clone(env)
+			for _, name := range []string{"SSH_CLIENT", "SSH_CONNECTION", "SUDO_COMMAND"} {
+				delete(result["env"].(map[string]any), name)
+			}
+		}
+
+		if stack, ok := result["module_stderr"].(string); ok {
+			result["module_stderr"], _, _ = strings.Cut(stack, "\n") // addresses and goroutines follow
+		}
+
+		// What stray prints become is a matter of the way.
+		if one.Task != "junk around the answer" {
+			all = append(all, fmt.Sprintf("%s of %q: %v", one.Event, one.Task, result))
+		}
+	}
+
+	return all
 }
 
 func checkWay(t *testing.T, f *testHosts, play run, way string) {
@@ -73,7 +116,8 @@ func checkWay(t *testing.T, f *testHosts, play run, way string) {
 	assert.Equal(t, "7", env.text("env", "NUMBER"))
 	assert.True(t, strings.HasSuffix(env.text("program"), "/.cache/thinkube/"+f.program.Name()), env.text("program"))
 
-	uids := map[string]int{"pipelined": farm.UID(farm.Plain), "not_pipelined": farm.UID(farm.Plain), "other_user": farm.UID(farm.Other)}
+	uids := map[string]int{"pipelined": farm.UID(farm.Plain), "not_pipelined": farm.UID(farm.Plain), "other_user": farm.UID(farm.Other),
+		"exec": farm.UID(farm.Plain), "agent": farm.UID(farm.Plain)}
 	assert.EqualValues(t, uids[way], env.Result["user"])
 
 	check := play.of(t, way, "check and diff")

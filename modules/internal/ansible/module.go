@@ -28,14 +28,21 @@ type Module[Args, State, Values any] struct {
 
 	// Normalize checks and completes what needs no I/O, and reports all errors at once (errors.Join). May be nil.
 	Normalize func(args *Args) error
-	// Open reaches what the module manages. It changes nothing.
+	// Lock names what changes by this module exclude each other by: of all tasks on a host whose modules name the same
+	// lock, in this process and in others of the user, one at a time reads, plans and applies. It is waited for as long as
+	// the task may take, so a module with a lock has an option timeout. Check mode and modules without Plan take none, and
+	// a pause gives it up. Empty: tasks may run side by side.
+	Lock string
+
+	// Open reaches what the module manages. It changes nothing. The context ends when the task is over, in whatever way
+	// (also by a pause or a panic): what is opened or started here must end with it, since the process goes on.
 	Open func(ctx context.Context, task *Task, args Args) (Host[State], error)
 	// Plan is pure. Modules that only read have none.
 	Plan func(args Args, current State) (plan.Plan[State], error)
 	// Result picks the returned values from the final state; in check mode that is the planned one.
 	Result func(args Args, final State) Values
 
-	// Peers are functions that this module's tasks on other hosts call here (see Task.Ask).
+	// Peers are functions that this module's tasks on other hosts call here (see Task.Ask). They take no lock.
 	Peers map[string]Peer
 
 	// Services are what the program does on the host outside of any task, such as undoing a change that nobody confirmed:
@@ -108,7 +115,7 @@ func (m Module[A, S, V]) service(name string) func(ctx context.Context) error {
 // replans bounds how often a task plans again because somebody else changed the same object.
 const replans = 3
 
-// run is the one flow of every module.
+// run is one pass of a task.
 func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any) (map[string]any, error) {
 	args, err := m.decode(task, raw)
 	if err != nil {
@@ -122,6 +129,21 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 
 	defer cancel()
 
+	if m.Lock != "" && m.Plan != nil && !task.Check {
+		release, err := takeLock(ctx, m.Lock, m.Name)
+		if err != nil {
+			return nil, err
+		}
+
+		defer release()
+		defer cancel() // before the next task has its turn
+	}
+
+	return m.work(ctx, task, args)
+}
+
+// work is the one flow of every module.
+func (m Module[A, S, V]) work(ctx context.Context, task *Task, args A) (map[string]any, error) {
 	host, err := m.Open(ctx, task, args)
 	if err != nil {
 		return nil, err
@@ -165,11 +187,14 @@ func (m Module[A, S, V]) run(ctx context.Context, task *Task, raw map[string]any
 	return m.result(args, final), nil
 }
 
-// limit bounds the task, from its first pass on, by its option for that: arguments that have one implement TaskTimeout.
+// limit gives the task a context of its own, bounded from its first pass on by its option for that: arguments that have
+// one implement TaskTimeout.
 func limit(ctx context.Context, task *Task, args any) (context.Context, context.CancelFunc, error) {
 	limited, ok := args.(interface{ TaskTimeout() time.Duration })
 	if !ok {
-		return ctx, func() {}, nil
+		ctx, cancel := context.WithCancel(ctx)
+
+		return ctx, cancel, nil
 	}
 
 	timeout := limited.TaskTimeout()

@@ -13,6 +13,8 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"github.com/thinkube/infra/modules/internal/agent"
 )
 
 // envelope is what the collection's action plugin sends on stdin, once a pass.
@@ -40,11 +42,11 @@ const maxInput = 64 << 20
 // answer was printed, also that of a failed task.
 func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(argv) == 4 && argv[1] == serviceMode {
-		return serve(runners, argv[2], argv[3], stderr)
+		return runService(runners, argv[2], argv[3], stderr)
 	}
 
 	if len(argv) != 2 {
-		fmt.Fprintln(stderr, "usage: thinkube exec|peer|async, with one JSON object on stdin; called by the thinkube.infra collection")
+		fmt.Fprintln(stderr, "usage: thinkube agent|exec|peer|async; called by the thinkube.infra collection")
 
 		return 2
 	}
@@ -55,6 +57,8 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 	var call func(context.Context, []Runner, envelope) []byte
 
 	switch argv[1] {
+	case "agent":
+		return serve(ctx, runners, stderr)
 	case "exec":
 		call = execute
 	case "peer":
@@ -73,7 +77,7 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 		ctx = context.Background()
 		call = runAsync
 	default:
-		fmt.Fprintf(stderr, "unknown mode %q: must be exec, peer or async\n", argv[1])
+		fmt.Fprintf(stderr, "unknown mode %q: must be agent, exec, peer or async\n", argv[1])
 
 		return 2
 	}
@@ -95,11 +99,53 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 	return 0
 }
 
+// serve takes tasks until the controller has no more. It returns the exit code.
+func serve(ctx context.Context, runners []Runner, stderr io.Writer) int {
+	in, out, err := agent.Channel()
+	if err == nil {
+		err = agent.Serve(ctx, in, out, agentCalls(runners))
+	}
+
+	if err != nil {
+		fmt.Fprintln(stderr, "thinkube agent:", err)
+
+		return 1
+	}
+
+	return 0
+}
+
+// agentCalls are the modes exec and peer as calls of one process.
+func agentCalls(runners []Runner) agent.Calls {
+	return agent.Calls{
+		Task: func(ctx context.Context, text []byte) []byte { return answerText(ctx, runners, text, execute) },
+		Peer: func(ctx context.Context, text []byte) []byte { return answerText(ctx, runners, text, answerPeer) },
+	}
+}
+
+// answerText lets no panic through, which would end the tasks of others. Those of modules do not come here.
+func answerText(ctx context.Context, runners []Runner, text []byte, call func(context.Context, []Runner, envelope) []byte) (answer []byte) {
+	defer func() {
+		if recover() != nil { // its text may hold secrets that no masker knows
+			answer = refuse("a defect in the program: panic outside of a module")
+		}
+	}()
+
+	var env envelope
+
+	err := decodeJSON(bytes.NewReader(text), &env)
+	if err != nil {
+		return refuse("reading the task: " + err.Error())
+	}
+
+	return call(ctx, runners, env)
+}
+
 // Standalone is a program with one module, as stock Ansible runs it from a library/ folder: the arguments file is the
 // first argument, the result goes to stdout.
 func Standalone(runner Runner, argv []string, stdout, stderr io.Writer) int {
 	if len(argv) == 4 && argv[1] == serviceMode {
-		return serve([]Runner{runner}, argv[2], argv[3], stderr)
+		return runService([]Runner{runner}, argv[2], argv[3], stderr)
 	}
 
 	if len(argv) != 2 {
@@ -134,8 +180,8 @@ const serviceMode = "service"
 // ServiceArgs is how a program with the module in it is told to run one of the module's services.
 func ServiceArgs(module, name string) []string { return []string{serviceMode, module, name} }
 
-// serve runs a service. What it has to say goes to stderr, which whoever started it keeps.
-func serve(runners []Runner, module, name string, stderr io.Writer) int {
+// runService runs a service. What it has to say goes to stderr, which whoever started it keeps.
+func runService(runners []Runner, module, name string, stderr io.Writer) int {
 	var service func(context.Context) error
 
 	if runner := find(runners, module); runner != nil {

@@ -55,6 +55,7 @@ type toyWorld struct {
 	apply     func(ctx context.Context, world *toyWorld, item string) error
 	result    func(final toyState) toyValues
 	readOnly  bool
+	lock      string
 }
 
 type toyHost struct {
@@ -159,6 +160,7 @@ func (w *toyWorld) wanted(args toyArgs) []string {
 func (w *toyWorld) module() Module[toyArgs, toyState, toyValues] {
 	module := Module[toyArgs, toyState, toyValues]{
 		Name:  "toy",
+		Lock:  w.lock,
 		Codes: map[Code]string{toyCode: "the toy is broken"},
 		Normalize: func(args *toyArgs) error {
 			if w.normalize != nil {
@@ -301,11 +303,28 @@ func assertFailed(t testing.TB, result map[string]any, code Code, msg string) {
 	assert.Equal(t, string(code), failure["code"])
 }
 
-// TestMain lets the test program be the bundle, for modes that start it anew.
+// TestMain lets the test program be the bundle, for modes that start it anew, and keeps locks out of the host's folder.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && (os.Args[1] == "async" || os.Args[1] == asyncChild) {
 		os.Exit(Bundle([]Runner{(&toyWorld{}).module()}, os.Args, os.Stdin, os.Stdout, os.Stderr))
 	}
 
-	os.Exit(m.Run())
+	if folder := os.Getenv(lockHolder); folder != "" {
+		holdLock(folder)
+	}
+
+	os.Exit(testAll(m))
+}
+
+func testAll(m *testing.M) int {
+	folder, err := os.MkdirTemp("", "locks-") // mode 0700
+	if err != nil {
+		panic(err)
+	}
+
+	defer func() { _ = os.RemoveAll(folder) }()
+
+	lockFolder = func() string { return folder }
+
+	return m.Run()
 }

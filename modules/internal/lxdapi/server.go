@@ -35,6 +35,10 @@ const (
 	CodeOffline      ansible.Code = "member_offline"
 )
 
+// Lock is what modules that change a server hold. They share one: a server that joins a cluster loses what another task
+// makes at that moment, and what is free (a source, a subnet) is looked at before it is used.
+const Lock = "lxd"
+
 // Codes says what they mean, for a module's list; own adds the module's own.
 func Codes(own map[ansible.Code]string) map[ansible.Code]string {
 	codes := map[ansible.Code]string{
@@ -76,7 +80,8 @@ type Server struct {
 	client lxd.InstanceServer
 }
 
-// Connect finds the local server and asks it who it is. The context bounds every call on the connection.
+// Connect finds the local server and asks it who it is. The context bounds every call. Each call has a connection of its
+// own (LXD's client keeps none alive), so that nothing is left open between calls or after the task.
 func Connect(ctx context.Context, options Options) (*Server, error) {
 	socket, err := findSocket(string(options.Socket))
 	if err != nil {

@@ -169,13 +169,15 @@ func (c *Cluster) add(tag, bridge string, i int) {
 	host.StartDaemon()
 }
 
-// prepare gives the daemon file systems of its own where it writes, in its own mount namespace.
+// prepare gives the daemon, and the locks of tasks, file systems of their own in a mount namespace.
 const prepare = `
 set -e
 mount --make-rprivate /
 for d in /var/lib /var/log /var/cache; do mount -t tmpfs tmpfs $d; done
 mkdir -p /var/lib/lxd /var/log/lxd /var/cache/lxd /run/lxd
+mkdir -p -m 700 /run/thinkube
 mount -t tmpfs tmpfs /run/lxd
+mount -t tmpfs -o mode=700 tmpfs /run/thinkube
 mkdir -p /var/lib/misc
 exec lxd --group root
 `
@@ -220,6 +222,9 @@ func (h *Host) StartDaemon() {
 		}
 	})
 }
+
+// Root is the host's file system as this process sees it.
+func (h *Host) Root() string { return fmt.Sprintf("/proc/%d/root", h.daemon.Process.Pid) }
 
 // Signal sends the daemon a signal, for tests of members that stop answering.
 func (h *Host) Signal(signal syscall.Signal) {

@@ -72,7 +72,12 @@ func Passing(ctx context.Context, probes []Probe, dev string) []Probe {
 	var passed []Probe
 
 	for _, probe := range probes {
-		if Run(ctx, probe, dev) == nil || Run(ctx, probe, dev) == nil {
+		err := Run(ctx, probe, dev)
+		if err != nil {
+			err = Run(ctx, probe, dev)
+		}
+
+		if err == nil {
 			passed = append(passed, probe)
 		}
 	}

@@ -32,6 +32,11 @@ func Build(source, path string) (Program, error) {
 		return Program{}, fmt.Errorf("building %s: %w: %s", source, err, output)
 	}
 
+	return Pack(path)
+}
+
+// Pack gives a program that was built as the collection carries it.
+func Pack(path string) (Program, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return Program{}, err

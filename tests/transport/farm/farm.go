@@ -5,7 +5,6 @@
 package farm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,39 +17,13 @@ import (
 	"time"
 )
 
-// Password is that of all users.
-const Password = "let me in"
-
-// The users of the hosts, by what is special about them.
-const (
-	Plain  = "tk-plain"  // may use sudo without a password
-	Sudo   = "tk-sudo"   // may use sudo with the password
-	Other  = "tk-other"  // for become
-	Noexec = "tk-noexec" // programs in the home may not run
-	Full   = "tk-full"   // the home has no room for a program
-	Nohome = "tk-nohome" // the home does not exist
-	Robbed = "tk-robbed" // no home, and somebody else made the folder in /var/tmp
-	Keeps  = "tk-keeps"  // sudo leaves HOME as it is
-)
-
-const firstUID = 61300
-
-var users = []string{Plain, Sudo, Other, Noexec, Full, Nohome, Robbed, Keeps}
-
-// One sshd listens on at most 16 sockets.
-const (
-	servers          = 2
-	addressesPerSSHD = 12
-	// Addresses is how many hosts there are.
-	Addresses = servers * addressesPerSSHD
-)
-
 // Farm is the running hosts. They are in mount and PID namespaces of their own, with their own users, homes, sudoers,
-// /tmp and /var/tmp: when they are killed, or the process that started them, nothing of them is left but the folder.
+// /tmp and /var/tmp: when they are killed, or the process that started them, nothing of them is left.
 type Farm struct {
-	Folder string // seen here and on the hosts, for everybody to read
-	Port   string
-	server *exec.Cmd
+	Folder  string // seen here and on the hosts, for everybody to read
+	Port    string
+	server  *exec.Cmd
+	janitor *janitor
 }
 
 // MissingTools says what this machine lacks for a farm; "" if nothing.
@@ -78,7 +51,11 @@ func Start() (*Farm, error) {
 
 	f := &Farm{Folder: folder}
 
-	err = errors.Join(os.Chmod(folder, 0o755), f.fill())
+	f.janitor, err = watch(folder)
+	if err == nil {
+		err = errors.Join(os.Chmod(folder, 0o755), f.fill())
+	}
+
 	if err == nil {
 		err = f.run()
 	}
@@ -124,128 +101,45 @@ mkdir -m 1777 /mnt/tmp; mkdir -p /mnt$farm; mount --bind $farm /mnt$farm; mount 
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp
 mount -t tmpfs -o mode=700 tmpfs /root
 mount -t tmpfs -o mode=755 tmpfs /run; mkdir -m 755 /run/sshd
-mount -t tmpfs -o mode=755 tmpfs /home
-while IFS=: read name x uid x x home x; do
-  case $home in /home/*) mkdir -m 755 $home; chown $uid $home;; esac
-done <$farm/passwd
+mount -t tmpfs -o mode=755 tmpfs /home; cp -a $farm/homes/. /home
 mount -t tmpfs -o mode=755,noexec,uid=$(id -u tk-noexec) tmpfs /home/tk-noexec
 mount -t tmpfs -o mode=755,size=64k,uid=$(id -u tk-full) tmpfs /home/tk-full
 mkdir -m 777 /var/tmp/thinkube-$(id -u tk-robbed)
-$2 -D -e -f $farm/sshd_config_2 &
-exec $2 -D -e -f $farm/sshd_config_1`
-
-// fill writes the servers' files.
-func (f *Farm) fill() error {
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-
-	f.Port = port
-
-	for _, key := range []string{"host_key", "key"} {
-		err = command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f.Path(key))
-		if err != nil {
-			return err
-		}
-	}
-
-	hash, err := exec.Command("openssl", "passwd", "-6", Password).Output()
-	if err != nil {
-		return err
-	}
-
-	public, err := os.ReadFile(f.Path("key.pub"))
-	if err != nil {
-		return err
-	}
-
-	sudoers := fmt.Sprintf("root ALL=(ALL) ALL\n%[1]s ALL=(ALL) NOPASSWD: ALL\n%[2]s ALL=(ALL) ALL\n"+
-		"%[3]s ALL=(ALL) NOPASSWD: ALL\nDefaults:%[3]s !always_set_home, env_keep += HOME\n", Plain, Sudo, Keeps)
-	passwd, shadow := accounts(string(bytes.TrimSpace(hash)))
-
-	err = errors.Join(
-		os.WriteFile(f.Path("passwd"), []byte(passwd), 0o644),
-		os.WriteFile(f.Path("shadow"), []byte(shadow), 0o600),
-		os.WriteFile(f.Path("sudoers"), []byte(sudoers), 0o440),
-		os.WriteFile(f.Path("authorized_keys"), public, 0o644),
-	)
-	for i := range servers {
-		err = errors.Join(err, os.WriteFile(f.Path(fmt.Sprint("sshd_config_", i+1)), []byte(f.config(i)), 0o644))
-	}
-
-	return err
-}
-
-func accounts(hash string) (passwd, shadow string) {
-	passwd = "root:x:0:0::/root:/bin/bash\nsshd:x:61299:65534::/run/sshd:/bin/false\n"
-	shadow = "root:*:1::::::\nsshd:*:1::::::\n"
-
-	for i, user := range users {
-		home := "/home/" + user
-		if user == Nohome || user == Robbed {
-			home = "/nonexistent"
-		}
-
-		passwd += fmt.Sprintf("%s:x:%d:65534::%s:/bin/bash\n", user, firstUID+i, home)
-		shadow += fmt.Sprintf("%s:%s:1::::::\n", user, hash)
-	}
-
-	return passwd, shadow
-}
-
-func (f *Farm) config(server int) string {
-	config := fmt.Sprintf("Port %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"+
-		"MaxStartups 100\nMaxSessions 100\nPidFile none\nSubsystem sftp internal-sftp\n", f.Port, f.Path("host_key"), f.Path("authorized_keys"))
-	for i := range addressesPerSSHD {
-		config += fmt.Sprintf("ListenAddress %s\n", Address(1+server*addressesPerSSHD+i))
-	}
-
-	return config
-}
+for config in $farm/sshd/*; do $2 -D -e -f $config & done
+wait`
 
 // Path is that of a file in the farm's folder.
 func (f *Farm) Path(name string) string { return filepath.Join(f.Folder, name) }
 
-// Address is that of the n-th host, from 1 on.
-func Address(n int) string { return fmt.Sprintf("127.0.0.%d", n) }
-
-// UID is a user's number on the hosts.
-func UID(user string) int {
-	for i, name := range users {
-		if name == user {
-			return firstUID + i
-		}
-	}
-
-	return -1
-}
-
+// wait returns when every server listens.
 func (f *Farm) wait() error {
 	var err error
 
-	for range 200 {
-		for server := range servers {
-			var connection net.Conn
-
-			connection, err = net.Dial("tcp", net.JoinHostPort(Address((server+1)*addressesPerSSHD), f.Port))
-			if err != nil {
-				break
-			}
-
-			_ = connection.Close()
-		}
-
+	for waited := time.Duration(0); waited < 10*time.Second; waited += 10 * time.Millisecond {
+		err = f.answers()
 		if err == nil {
 			return nil
 		}
 
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond)
 	}
 
 	log, _ := os.ReadFile(f.Path("sshd.log"))
 
 	return fmt.Errorf("sshd did not start: %w: %s", err, log)
+}
+
+func (f *Farm) answers() error {
+	for server := range servers {
+		connection, err := net.Dial("tcp", net.JoinHostPort(Address(1+server*addressesPerSSHD), f.Port))
+		if err != nil {
+			return err
+		}
+
+		_ = connection.Close()
+	}
+
+	return nil
 }
 
 // Stop ends the hosts and removes the folder.
@@ -255,7 +149,7 @@ func (f *Farm) Stop() error {
 		_ = f.server.Wait() // the error is the kill
 	}
 
-	return os.RemoveAll(f.Folder)
+	return errors.Join(os.RemoveAll(f.Folder), f.janitor.dismiss())
 }
 
 // Inside runs a script as root where the hosts' files are seen, and gives its output.

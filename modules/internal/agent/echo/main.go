@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/thinkube/infra/modules/internal/agent"
 )
 
 type envelope struct {
@@ -32,33 +35,36 @@ type envelope struct {
 }
 
 func main() {
-	var call envelope
-
-	text, err := io.ReadAll(os.Stdin)
-	if err == nil {
-		err = json.Unmarshal(text, &call)
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "echo: bad call:", os.Args)
+		os.Exit(2)
 	}
 
-	if err != nil || len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "echo: bad call:", os.Args, err)
+	if os.Args[1] == "agent" {
+		serve()
+
+		return
+	}
+
+	text, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(2)
 	}
 
 	switch os.Args[1] {
 	case "exec":
-		run(call)
+		_, _ = os.Stdout.Write(run(context.Background(), decode(text)))
 	case "peer":
-		answerPeer(call)
+		_, _ = os.Stdout.Write(answerPeer(decode(text)))
 	case "async":
-		start(call, text)
+		_, _ = os.Stdout.Write(start(decode(text), text))
 	case "job":
-		// What run prints becomes the job's file, complete at once.
+		call := decode(text)
 		path := jobFile(call)
 
-		os.Stdout, err = os.Create(path + ".part")
+		err = os.WriteFile(path+".part", run(context.Background(), call), 0o600)
 		if err == nil {
-			run(call)
-
 			err = os.Rename(path+".part", path)
 		}
 
@@ -68,8 +74,34 @@ func main() {
 	}
 }
 
+func serve() {
+	in, out, err := agent.Channel()
+	if err == nil {
+		err = agent.Serve(context.Background(), in, out, agent.Calls{
+			Task: func(ctx context.Context, text []byte) []byte { return run(ctx, decode(text)) },
+			Peer: func(_ context.Context, text []byte) []byte { return answerPeer(decode(text)) },
+		})
+	}
+
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+		os.Exit(1)
+	}
+}
+
+func decode(text []byte) envelope {
+	var call envelope
+
+	err := json.Unmarshal(text, &call)
+	if err != nil {
+		panic(err)
+	}
+
+	return call
+}
+
 // start answers at once and leaves a process behind that runs the task.
-func start(call envelope, text []byte) {
+func start(call envelope, text []byte) []byte {
 	path := jobFile(call)
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
 
@@ -90,12 +122,10 @@ func start(call envelope, text []byte) {
 	}
 
 	if err != nil {
-		answer(map[string]any{"failed": true, "msg": err.Error()})
-
-		return
+		return answer(map[string]any{"failed": true, "msg": err.Error()})
 	}
 
-	answer(started)
+	return answer(started)
 }
 
 func jobFile(call envelope) string {
@@ -107,27 +137,30 @@ func jobFile(call envelope) string {
 	return filepath.Join(folder, call.Async.JobID)
 }
 
-func run(call envelope) {
+func run(ctx context.Context, call envelope) []byte {
 	switch call.Args["do"] {
 	case "nothing", nil:
 		if call.Args["log"] != nil { // for the test that looks for them in Ansible's output
 			note(fmt.Sprint(call.Args["log"]), call.Key)
 		}
 
-		answer(map[string]any{"changed": false})
+		return answer(map[string]any{"changed": false})
 	case "env":
-		answer(map[string]any{"env": environment(), "user": os.Getuid(), "program": os.Args[0], "pid": os.Getpid()})
+		return answer(map[string]any{"env": environment(), "user": os.Getuid(), "program": os.Args[0], "pid": os.Getpid()})
+	case "count":
+		note(fmt.Sprint(call.Args["log"]), fmt.Sprint(call.Args["item"]))
+
+		return answer(map[string]any{"counted": call.Args["item"]})
 	case "args":
 		args := given(call.Args)
-		answer(map[string]any{"args": args, "invocation": map[string]any{"module_args": args}})
+		return answer(map[string]any{"args": args, "invocation": map[string]any{"module_args": args}})
 	case "change":
-		answer(map[string]any{"changed": true, "diff": map[string]any{"before": "a\n", "after": "b\n"},
+		return answer(map[string]any{"changed": true, "diff": map[string]any{"before": "a\n", "after": "b\n"},
 			"checked": call.Args["_ansible_check_mode"]})
 	case "sleep":
-		time.Sleep(2 * time.Second)
-		answer(map[string]any{"slept": true})
+		return sleep(ctx, call)
 	case "fail":
-		answer(map[string]any{"failed": true, "msg": "it did not work", "hint": "try again"})
+		return answer(map[string]any{"failed": true, "msg": "it did not work", "hint": "try again"})
 	case "die":
 		fmt.Fprintln(os.Stderr, "echo: last words")
 		os.Exit(3)
@@ -137,38 +170,68 @@ func run(call envelope) {
 		self, _ := os.FindProcess(os.Getpid())
 		_ = self.Kill()
 
-		time.Sleep(time.Minute)
+		select {}
 	case "junk":
 		fmt.Println("a line before")
-		answer(map[string]any{"junk": true})
-		fmt.Println("a line after")
+		return append(answer(map[string]any{"junk": true}), "a line after\n"...)
 	case "results":
-		answer(map[string]any{"results": "text", "stdout": "one\ntwo\n", "stderr": "three\n", "_ansible_secret": "hidden-value"})
+		return answer(map[string]any{"results": "text", "stdout": "one\ntwo\n", "stderr": "three\n", "_ansible_secret": "hidden-value"})
 	case "latin1":
-		fmt.Println("{\"text\": \"caf\xe9\"}")
+		return []byte("{\"text\": \"caf\xe9\"}\n")
 	case "ask":
-		ask(call)
+		return ask(call)
 	default:
-		answer(map[string]any{"failed": true, "msg": fmt.Sprintf("echo cannot do %q", call.Args["do"])})
+		return answer(map[string]any{"failed": true, "msg": fmt.Sprintf("echo cannot do %q", call.Args["do"])})
 	}
+
+	return nil
+}
+
+// sleep takes its time and notes how it ended.
+func sleep(ctx context.Context, call envelope) []byte {
+	seconds, _ := call.Args["seconds"].(float64)
+	if seconds == 0 {
+		seconds = 2
+	}
+
+	begin := time.Now()
+	log, _ := call.Args["log"].(string)
+
+	if log != "" {
+		note(log, "began")
+	}
+
+	select {
+	case <-time.After(time.Duration(seconds * float64(time.Second))):
+	case <-ctx.Done():
+		if log != "" {
+			note(log, "cancelled")
+		}
+
+		return answer(map[string]any{"failed": true, "msg": "cancelled"})
+	}
+
+	if log != "" {
+		note(log, "ended")
+	}
+
+	return answer(map[string]any{"slept": true, "began": begin.UnixMilli(), "ended": time.Now().UnixMilli(), "pid": os.Getpid()})
 }
 
 // ask pauses once for every host in "hosts", then answers with all that came back.
-func ask(call envelope) {
+func ask(call envelope) []byte {
 	hosts, _ := call.Args["hosts"].([]any)
 	if len(call.Answers) == len(hosts) {
 		if call.Args["then_sleep"] == true {
 			time.Sleep(10 * time.Second)
 		}
 
-		answer(map[string]any{"answers": call.Answers, "resume": call.Resume, "failed": call.Args["fail_after"] == true,
+		return answer(map[string]any{"answers": call.Answers, "resume": call.Resume, "failed": call.Args["fail_after"] == true,
 			"key_length": len(call.Key)})
-
-		return
 	}
 
 	id := fmt.Sprint(len(call.Answers) + 1)
-	answer(map[string]any{
+	return answer(map[string]any{
 		"_thinkube_ask": map[string]any{"id": id, "host": hosts[len(call.Answers)], "peer": "introduce",
 			"request": map[string]any{"log": call.Args["log"], "undo_fails": call.Args["undo_fails"]}},
 		"_thinkube_resume": call.Resume + id,
@@ -176,7 +239,7 @@ func ask(call envelope) {
 }
 
 // answerPeer tells who it is, on both of its functions also in the file "log" that the request names.
-func answerPeer(call envelope) {
+func answerPeer(call envelope) []byte {
 	self := map[string]any{"module": call.Module, "peer": call.Peer, "uid": os.Getuid(), "env": environment(), "args": call.Args,
 		"key_length": len(call.Key), "ssh": os.Getenv("SSH_CONNECTION")}
 
@@ -186,11 +249,11 @@ func answerPeer(call envelope) {
 
 	switch {
 	case call.Peer == "undo" && call.Request["undo_fails"] == true:
-		answer(map[string]any{"failed": true, "msg": "the token could not be revoked"})
+		return answer(map[string]any{"failed": true, "msg": "the token could not be revoked"})
 	case call.Peer == "undo":
-		answer(map[string]any{"answer": nil})
+		return answer(map[string]any{"answer": nil})
 	default:
-		answer(map[string]any{"answer": self, "finally": map[string]any{"peer": "undo", "request": call.Request}})
+		return answer(map[string]any{"answer": self, "finally": map[string]any{"peer": "undo", "request": call.Request}})
 	}
 }
 
@@ -233,11 +296,11 @@ func environment() map[string]string {
 	return all
 }
 
-func answer(value map[string]any) {
+func answer(value map[string]any) []byte {
 	text, err := json.Marshal(value)
 	if err != nil {
 		panic(err)
 	}
 
-	fmt.Println(string(text))
+	return append(text, '\n')
 }
