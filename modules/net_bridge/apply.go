@@ -68,12 +68,11 @@ func (h *host) change(ctx context.Context, do change, step plan.Step) error {
 		return errors.Join(err, store.Forget(made.ID))
 	}
 
-	window := made.Timeout + grace
 	if made.Timeout == 0 {
-		window = 2 * time.Minute
+		return h.lookOn(ctx, made.ID) // a new connection would prove nothing to anybody
 	}
 
-	err = h.task.Reconnect(made.ID, window)
+	err = h.task.Reconnect(made.ID, made.Timeout+grace)
 	if err != nil {
 		return err // this process is over; the next one goes on
 	}
@@ -96,10 +95,8 @@ func (h *host) lookOn(ctx context.Context, id string) error {
 		return h.undone(now)
 	}
 
-	if now.Timeout > 0 {
-		h.task.Warn("change %s is made and will be undone in %s unless a task over a new connection confirms it (phase: confirm)",
-			id, time.Duration(now.Deadline-armed.Now()).Round(time.Second))
-	}
+	h.task.Warn("change %s is made and will be undone in %s unless a task over a new connection confirms it (phase: confirm)",
+		id, time.Duration(now.Deadline-armed.Now()).Round(time.Second))
 
 	return nil
 }
@@ -165,7 +162,7 @@ func (h *host) confirm(ctx context.Context, id string) error {
 	}
 
 	session := armed.FindSession()
-	if now.Phase == armed.Applied && session.SSH && session.Started < now.AppliedAt {
+	if session.SSH && session.Started < now.AppliedAt {
 		// The change may have been made just after this connection was.
 		err = h.task.Reconnect(id+" applied", time.Duration(now.Deadline-armed.Now())+grace)
 		if err != nil {
@@ -177,15 +174,18 @@ func (h *host) confirm(ctx context.Context, id string) error {
 	}
 
 	err = store.Confirm(id)
-	if errors.Is(err, armed.ErrOutrun) {
-		now, err = store.Await(ctx, id)
-		if err == nil && now.Phase == armed.RolledBack {
-			return h.undone(now)
-		}
+	if !errors.Is(err, armed.ErrOutrun) {
+		return err
+	}
 
-		if errors.Is(err, armed.ErrOutrun) {
-			return nil // the guard has tidied up what was confirmed
-		}
+	// Somebody else decided in the last moment.
+	now, err = store.Await(ctx, id)
+
+	switch {
+	case err == nil && now.Phase == armed.RolledBack:
+		return h.undone(now)
+	case errors.Is(err, armed.ErrOutrun):
+		return nil
 	}
 
 	return err

@@ -111,6 +111,7 @@ const (
 // Module is net_bridge.
 var Module = ansible.Module[Args, State, Values]{
 	Name: "net_bridge",
+	Lock: "net_bridge", // a host has one change at a time
 	Codes: map[ansible.Code]string{
 		CodeNameTaken:     "a link of the bridge's name exists and is no bridge",
 		CodeForeignBridge: "a bridge of that name was made by somebody else and is not as asked for",

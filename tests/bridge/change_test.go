@@ -224,3 +224,15 @@ func (s *site) environ() []string {
 		"ANSIBLE_HOME="+filepath.Join(dir, "home"), "ANSIBLE_SSH_ARGS=-o ControlMaster=auto -o ControlPersist=10s", "ANSIBLE_TIMEOUT=3",
 		"PYTHONDONTWRITEBYTECODE=1", "ANSIBLE_NOCOLOR=1", "ANSIBLE_LOCALHOST_WARNING=0", "ANSIBLE_SSH_CONTROL_PATH_DIR="+filepath.Join(dir, "cp"))
 }
+
+// TestNobodyNeedsToConfirm makes a change that stays by itself.
+func TestNobodyNeedsToConfirm(t *testing.T) {
+	s := needSite(t)
+	host := s.borrow(t)
+
+	got := s.run(t, host, wanted(map[string]any{"confirm_timeout": "0"}))
+	require.False(t, got.Failed || got.Unreachable, got.Msg)
+	assert.True(t, got.Changed)
+	assert.Contains(t, strings.Join(got.Warnings, "\n"), "nothing will undo it")
+	s.isWhole(t, host, "new")
+}

@@ -293,7 +293,14 @@ func (s Store) Boot(ctx context.Context) error {
 	switch {
 	case change.Phase == Confirmed:
 		return s.finish(change.ID)
-	case !change.Phase.Open() || change.BootID == BootID():
+	case !change.Phase.Open():
+		// Cut off before anything began, or after all was over.
+		disableUnit()
+
+		_ = os.Remove(s.Program())
+
+		return nil
+	case change.BootID == BootID():
 		return nil
 	}
 
@@ -395,7 +402,8 @@ func (s Store) Undo(ctx context.Context, id, reason string) error {
 	return err
 }
 
-// Await waits until the change is applied, over, or nobody is left to make it.
+// Await waits until the change waits for its confirmation, or was undone. ErrOutrun tells that it is done with: confirmed,
+// or so that nobody has to.
 func (s Store) Await(ctx context.Context, id string) (*Change, error) {
 	watch, err := watchFolder(s.Dir)
 	if err != nil {
@@ -414,7 +422,17 @@ func (s Store) Await(ctx context.Context, id string) (*Change, error) {
 			return nil, ErrOutrun
 		}
 
-		if change.Phase == Applied || change.Phase == Confirmed || !change.Phase.Open() {
+		if change.Phase == Confirmed {
+			// Whoever confirmed it is tidying up, or was cut off there.
+			err = s.finish(id)
+			if err != nil {
+				return nil, err
+			}
+
+			return nil, ErrOutrun
+		}
+
+		if change.Phase == Applied && change.Timeout > 0 || !change.Phase.Open() {
 			return change, nil
 		}
 

@@ -244,6 +244,8 @@ func (s Store) Forget(id string) error {
 			return err
 		}
 
+		disableUnit() // of one that was cut off just before it was armed
+
 		return os.Remove(s.path())
 	})
 

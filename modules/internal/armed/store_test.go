@@ -23,7 +23,7 @@ func staged(t *testing.T) Store {
 	t.Helper()
 
 	store := Store{filepath.Join(t.TempDir(), "thinkube/net_bridge")}
-	require.NoError(t, store.Stage(&Change{ID: "one", Bridge: "br0", Record: json.RawMessage(`{"mac":"x"}`)}))
+	require.NoError(t, store.Stage(&Change{ID: "one", Bridge: "br0", Timeout: time.Minute, Record: json.RawMessage(`{"mac":"x"}`)}))
 
 	return store
 }
