@@ -18,7 +18,6 @@ import os
 import secrets
 import select
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -60,9 +59,9 @@ class _NotSent(Exception):
 def call(about, kind, request, start):
     """Has a request answered by the agent: the text that it gave.
 
-    about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout
-    (seconds in which the agent must show that it is alive, before a task), silence (the same while tasks run). start: gives the file descriptors of a channel and
-    the path of the connection's control socket, or raises.
+    about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout (seconds in which
+    the agent must show that it is alive, before a task), silence (the same while tasks run).
+    start: gives the file descriptors of a channel and the path of the connection's control socket, or raises.
     """
     if len(request) > frames.MAX_PAYLOAD:
         raise Unavailable("the task has %d bytes: at most %d" % (len(request), frames.MAX_PAYLOAD))
