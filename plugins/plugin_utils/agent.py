@@ -334,10 +334,10 @@ def key(connection, play_context, environment, programs):
     """
     become = connection.become
     parts = [
-        connection._options,
-        become and [become._load_name, become._options],
+        sorted(connection._options.items()),
+        become and [become._load_name, sorted(become._options.items())],
         [play_context.remote_addr, play_context.port, play_context.remote_user, play_context.password, play_context.become_pass],
         sorted(environment.items()),
         [p.sha256 for p in programs],
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
