@@ -279,9 +279,13 @@ class ActionModule(ActionBase):
 
     def _variable(self, task_vars, name, default):
         """A variable of the host that the task is carried to."""
+        variables = self._host_variables(task_vars)
+        return self._templar.template(variables[name]) if name in variables else default
+
+    def _host_variables(self, task_vars):
         if self._task.delegate_to:
-            task_vars = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
-        return self._templar.template(task_vars[name]) if name in task_vars else default
+            return task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
+        return task_vars
 
     def _seconds(self, task_vars, name):
         seconds = self._variable(task_vars, name, 60)
@@ -300,9 +304,7 @@ class ActionModule(ActionBase):
 
     def _pythons(self, task_vars):
         """The interpreters that ansible-core would try on this host."""
-        variables = task_vars
-        if self._task.delegate_to:
-            variables = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
+        variables = self._host_variables(task_vars)
         wanted = self._templar.template(C.config.get_config_value("INTERPRETER_PYTHON", variables=variables))
         if not wanted.startswith("auto"):
             return shlex.split(wanted)[:1]

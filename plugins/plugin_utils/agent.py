@@ -164,8 +164,7 @@ def _reach(folder, idle):
                 sock = _try(path)
     if sock is None:
         raise Unavailable("the broker on the controller ended at once")
-    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    if uid != os.geteuid():
+    if not frames.same_user(sock):
         sock.close()
         raise Unavailable("the broker's socket belongs to another user")
     return sock
