@@ -12,7 +12,6 @@ meta/runtime.yml routes every module here. What a module does, and what it means
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 import shlex
@@ -31,7 +30,10 @@ from ansible_collections.thinkube.infra.plugins.plugin_utils import agent, answe
 
 display = Display()
 
-LIBEXEC = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "libexec")
+LIBEXEC = program.Folder(os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "libexec"))
+
+# Made here because making it costs a worker as much as using it.
+ENCODER = AnsibleJSONEncoder(vault_to_text=True)
 
 # A module that asks other hosts more often than this turns in a circle.
 MAX_PASSES = 20
@@ -61,13 +63,13 @@ class ActionModule(ActionBase):
 
     def _run_module(self, task_vars):
         """Runs the module; where it pauses to ask another host, carries question and answer."""
-        key = base64.b64encode(secrets.token_bytes(32)).decode()
-        envelope = dict(self._envelope(task_vars), key=key, answers={}, resume="")
+        carry = self._carrier("exec", task_vars)
+        envelope = self._envelope(task_vars)
         undo = []
         result = None
         try:
             for _ in range(MAX_PASSES):
-                raw, data = self._call("exec", envelope, task_vars)
+                raw, data = carry(envelope)
                 if data is None:
                     result = answer.module_failure(raw)
                     return result
@@ -87,9 +89,8 @@ class ActionModule(ActionBase):
         # The folder is expanded as async_status will, which does not always take ~ for HOME.
         folder = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
         job = dict(jid="j%d" % secrets.randbelow(10**12), timeout=self._task.async_val, dir=folder)
-        key = base64.b64encode(secrets.token_bytes(32)).decode()
-        envelope = dict(self._envelope(task_vars), key=key, answers={}, resume="", **{"async": job})
-        raw, data = self._call("async", envelope, task_vars, python=self._pythons(task_vars))
+        envelope = dict(self._envelope(task_vars), **{"async": job})
+        raw, data = self._carrier("async", task_vars, python=self._pythons(task_vars))(envelope)
         if data is None:
             return answer.module_failure(raw)
         # As for every module that ansible-core starts in the background.
@@ -124,7 +125,7 @@ class ActionModule(ActionBase):
             request=question.get("request", {}),
             args=args,
         )
-        raw, data = self._call("peer", request, task_vars)
+        raw, data = self._carrier("peer", task_vars)(request)
         return answer.module_failure(raw) if data is None else data
 
     def _undo(self, undo, envelope, task_vars, result):
@@ -159,41 +160,59 @@ class ActionModule(ActionBase):
 
     # --- one call
 
-    def _call(self, mode, envelope, task_vars, python=None):
-        """Has an envelope answered on the host: (what was printed, its JSON object or None)."""
-        request = json.dumps(envelope, cls=AnsibleJSONEncoder, vault_to_text=True).encode()
+    def _carrier(self, mode, task_vars, python=None):
+        """A function that has an envelope answered on the host: (what was printed, its JSON object or None).
+
+        Asked for before there is an envelope: the broker, another process, wakes while this one makes it.
+        """
         programs = self._programs()
         environment = self._environment()
         transport = self._variable(task_vars, "thinkube_transport", "auto")
         if transport not in TRANSPORTS:
             raise Refused("thinkube_transport is %r: must be one of %s" % (transport, ", ".join(TRANSPORTS)))
-        if transport != "exec":
+
+        def by_exec(envelope):
+            return self._call_exec(mode, encoded(envelope), programs, environment, python)
+
+        def instead(why):
+            if transport == "agent" and mode != "async":
+                raise Refused("no agent on the host: %s" % why, "thinkube_transport: auto uses exec then") from why
+            display.v("thinkube.infra: exec in place of the agent: %s" % why, host=self._play_context.remote_addr)
+            return by_exec
+
+        def by_agent(envelope):
             try:
-                return self._call_agent(mode, request, programs, environment, task_vars)
+                return self._call_agent(line, mode, encoded(envelope), programs, environment)
             except agent.Unavailable as why:
-                if transport == "agent" and mode != "async":
-                    raise Refused("no agent on the host: %s" % why, "thinkube_transport: auto uses exec then") from why
-                display.v("thinkube.infra: exec in place of the agent: %s" % why, host=self._play_context.remote_addr)
+                return instead(why)(envelope)
             except agent.Lost as lost:
                 return self._lost(lost)
-        return self._call_exec(mode, request, programs, environment, python)
 
-    def _call_agent(self, mode, request, programs, environment, task_vars):
-        kind = {"exec": frames.TASK, "peer": frames.PEER}.get(mode)
-        if kind is None:
+        if transport == "exec":
+            return by_exec
+        try:
+            line = self._line(mode, programs, environment, task_vars)
+        except agent.Unavailable as why:
+            return instead(why)
+        return by_agent
+
+    def _line(self, mode, programs, environment, task_vars):
+        if mode == "async":
             raise agent.Unavailable("a task with async outlives its connection")
         why = agent.impossible(self._connection)
         if why:
             raise agent.Unavailable(why)
-        idle = self._seconds(task_vars, "thinkube_agent_idle")
-        about = dict(
+        return agent.Line(
             key=agent.key(self._connection, self._play_context, environment, programs),
             host="%s@%s" % (self._play_context.remote_user, self._play_context.remote_addr),
-            idle=idle,
+            idle=self._seconds(task_vars, "thinkube_agent_idle"),
             timeout=self._connection.get_option("timeout"),
             silence=self._seconds(task_vars, "thinkube_agent_silence"),
         )
-        stdout = agent.call(about, kind, request, lambda: self._start_agent(programs, environment, idle))
+
+    def _call_agent(self, line, mode, request, programs, environment):
+        kind = {"exec": frames.TASK, "peer": frames.PEER}[mode]
+        stdout = line.call(kind, request, lambda: self._start_agent(programs, environment, line.about["idle"]))
         raw = dict(stdout=stdout, stderr="", rc=0)
         return raw, answer.parse(raw)
 
@@ -270,7 +289,8 @@ class ActionModule(ActionBase):
     def _envelope(self, task_vars):
         args = dict(self._task.args)
         self._update_module_args(self._task.action, args, task_vars)
-        return dict(module=self._task.action.rpartition(".")[2], args=args)
+        key = base64.b64encode(secrets.token_bytes(32)).decode()
+        return dict(module=self._task.action.rpartition(".")[2], args=args, key=key, answers={}, resume="")
 
     def _environment(self):
         environment = {}
@@ -294,10 +314,10 @@ class ActionModule(ActionBase):
         return int(seconds)
 
     def _programs(self):
-        programs = program.programs_in(LIBEXEC)
+        programs = LIBEXEC.programs()
         if not programs:
             raise Refused(
-                "the collection has no programs in %s" % LIBEXEC,
+                "the collection has no programs in %s" % LIBEXEC.path,
                 'in a checkout, run "make build"; a collection that was installed has them: install it again',
             )
         return programs
@@ -322,6 +342,10 @@ class ActionModule(ActionBase):
         become = self._connection.become
         if become and become.name.rpartition(".")[2] == "su":
             raise Refused("become with su cannot pass data to a program's stdin", "use become_method: sudo, or connect as the user")
+
+
+def encoded(envelope):
+    return ENCODER.encode(envelope).encode()
 
 
 def refuse_failed(word, python):

@@ -35,6 +35,7 @@ ATTEMPTS = 3
 # The agent stays this many seconds longer than the broker would have it, and then ends by itself: it only comes to that
 # when the controller vanished without a word.
 GRACE = 10
+GONE = "the broker on the controller ended"
 
 
 class Unavailable(Exception):
@@ -56,69 +57,87 @@ class _NotSent(Exception):
 # --- one request
 
 
-def call(about, kind, request, start):
-    """Has a request answered by the agent: the text that it gave.
+class Line:
+    """A task's line to the broker, which is reached at once, and told what is wanted when that is known."""
 
-    about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout (seconds in which
-    the agent must show that it is alive, before a task), silence (the same while tasks run).
-    start: gives the file descriptors of a channel and the path of the connection's control socket, or raises.
-    """
-    if len(request) > frames.MAX_PAYLOAD:
-        raise Unavailable("the task has %d bytes: at most %d" % (len(request), frames.MAX_PAYLOAD))
-    for _attempt in range(ATTEMPTS):
-        try:
-            return _call(about, kind, request, start)
-        except _NotSent as error:
-            why = error
-    raise Unavailable(str(why))
+    def __init__(self, **about):
+        """about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout (seconds in
+        which the agent must show that it is alive, before a task), silence (the same while tasks run)."""
+        self.about = about
+        self.early = None
+        with contextlib.suppress(_NotSent):
+            self.early = self._connect()
 
+    def call(self, kind, request, start):
+        """Has a request answered by the agent: the text that it gave.
 
-def _call(about, kind, request, start):
-    hello = frames.pack(frames.ABOUT, json.dumps(about).encode())
-    with _connected(about["idle"]) as broker:
-        with _else(_NotSent):
-            broker.sendall(frames.CONNECTION_TASK + hello + frames.pack(kind, request))
-            what, payload = frames.receive(broker)
-        if what == frames.START:
-            _start(about, broker, start)
-            with _else(_NotSent):
-                what, payload = frames.receive(broker)
-        if what == frames.SENT:
-            with _else(Lost):
-                what, payload = frames.receive(broker)
-    if what == frames.ANSWER:
-        return to_text(payload, errors="surrogate_then_replace")
-    if what == frames.BROKEN:
-        raise Lost("the connection to the host broke", to_text(payload))
-    raise Unavailable(to_text(payload))
+        start: gives the file descriptors of a channel and the path of the connection's control socket, or raises.
+        """
+        if len(request) > frames.MAX_PAYLOAD:
+            raise Unavailable("the task has %d bytes: at most %d" % (len(request), frames.MAX_PAYLOAD))
+        for _attempt in range(ATTEMPTS):
+            try:
+                return self._call(kind, request, start)
+            except _NotSent as error:
+                why = error
+        raise Unavailable(str(why))
 
+    def _connect(self):
+        broker = _connect(self.about["idle"])
+        _tell(broker, frames.CONNECTION_TASK + frames.pack(frames.ABOUT, json.dumps(self.about).encode()))
+        return broker
 
-def _start(about, broker, start):
-    try:
-        fds, control = start()
-    except Unavailable as error:
-        with contextlib.suppress(OSError):
-            broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
-        raise
-    try:
-        with _connected(about["idle"]) as other, _else(_NotSent):
-            socket.send_fds(other, [frames.CONNECTION_CHANNEL], fds)
-            other.sendall(frames.pack(frames.ABOUT, json.dumps(dict(about, control=control)).encode()))
-            what, payload = frames.receive(other)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    if what != frames.TAKEN:
+    def _call(self, kind, request, start):
+        early, self.early = self.early, None
+        with early or self._connect() as broker:
+            _tell(broker, frames.pack(kind, request))
+            what, payload = _hear(broker)
+            if what == frames.START:
+                self._start(broker, start)
+                what, payload = _hear(broker)
+            if what == frames.SENT:
+                what, payload = _hear(broker, Lost)
+        if what == frames.ANSWER:
+            return to_text(payload, errors="surrogate_then_replace")
+        if what == frames.BROKEN:
+            raise Lost("the connection to the host broke", to_text(payload))
         raise Unavailable(to_text(payload))
 
+    def _start(self, broker, start):
+        try:
+            fds, control = start()
+        except Unavailable as error:
+            with contextlib.suppress(OSError):
+                broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
+            raise
+        try:
+            with _connect(self.about["idle"]) as other:
+                hello = frames.pack(frames.ABOUT, json.dumps(dict(self.about, control=control)).encode())
+                _tell(other, hello, (frames.CONNECTION_CHANNEL, fds))
+                what, payload = _hear(other)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if what != frames.TAKEN:
+            raise Unavailable(to_text(payload))
 
-@contextlib.contextmanager
-def _else(error):
-    """Where the broker can go away: what that means there."""
+
+def _tell(broker, data, channel=None):
+    """channel: the first byte and the file descriptors that come with it."""
     try:
-        yield
+        if channel:
+            socket.send_fds(broker, [channel[0]], channel[1])
+        broker.sendall(data)
+    except OSError as cause:
+        raise _NotSent(GONE) from cause
+
+
+def _hear(broker, otherwise=_NotSent):
+    """The next frame; otherwise is what it means if the broker goes away instead."""
+    try:
+        return frames.receive(broker)
     except (OSError, EOFError) as cause:
-        raise error("the broker on the controller ended") from cause
+        raise otherwise(GONE) from cause
 
 
 # --- the broker
@@ -133,19 +152,16 @@ def impossible(connection):
     return None
 
 
-@contextlib.contextmanager
-def _connected(idle):
+def _connect(idle):
     """A connection to this run's broker, which is started if there is none."""
     try:
         folder = os.open(C.DEFAULT_LOCAL_TMP, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            sock = _reach(folder, idle)
+            return _reach(folder, idle)
         finally:
             os.close(folder)
     except OSError as error:
         raise Unavailable("reaching the broker on the controller: %s" % error) from error
-    with sock:
-        yield sock
 
 
 def _reach(folder, idle):
