@@ -12,7 +12,6 @@ meta/runtime.yml routes every module here. What a module does, and what it means
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 import shlex
@@ -32,7 +31,10 @@ from ansible_collections.thinkube.infra.plugins.plugin_utils import agent, answe
 
 display = Display()
 
-LIBEXEC = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "libexec")
+LIBEXEC = program.Folder(os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "libexec"))
+
+# Made here because making it costs a worker as much as using it.
+ENCODER = AnsibleJSONEncoder(vault_to_text=True)
 
 # A module that asks other hosts more often than this turns in a circle.
 MAX_PASSES = 20
@@ -62,14 +64,13 @@ class ActionModule(ActionBase):
 
     def _run_module(self, task_vars):
         """Runs the module; where it pauses to ask another host, carries question and answer."""
-        key = base64.b64encode(secrets.token_bytes(32)).decode()
-        envelope = dict(self._envelope(task_vars), key=key, answers={}, resume="")
+        carry = self._carrier("exec", task_vars)
+        envelope = self._envelope(task_vars)
         undo = []
         result = None
-        anew = False
         try:
             for _ in range(MAX_PASSES):
-                raw, data = self._call("exec", envelope, task_vars, anew=anew)
+                raw, data = carry(envelope)
                 if data is None:
                     result = answer.module_failure(raw)
                     return result
@@ -79,7 +80,7 @@ class ActionModule(ActionBase):
                     return result
                 if question.get("reconnect"):
                     reply = self._reconnect(question["reconnect"])
-                    anew = True
+                    carry = self._carrier("exec", task_vars, anew=True)
                 else:
                     reply = self._ask(question, envelope, task_vars, undo)
                 envelope["answers"][question["id"]] = reply
@@ -93,9 +94,8 @@ class ActionModule(ActionBase):
         # The folder is expanded as async_status will, which does not always take ~ for HOME.
         folder = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
         job = dict(jid="j%d" % secrets.randbelow(10**12), timeout=self._task.async_val, dir=folder)
-        key = base64.b64encode(secrets.token_bytes(32)).decode()
-        envelope = dict(self._envelope(task_vars), key=key, answers={}, resume="", **{"async": job})
-        raw, data = self._call("async", envelope, task_vars, python=self._pythons(task_vars))
+        envelope = dict(self._envelope(task_vars), **{"async": job})
+        raw, data = self._carrier("async", task_vars, python=self._pythons(task_vars))(envelope)
         if data is None:
             return answer.module_failure(raw)
         # As for every module that ansible-core starts in the background.
@@ -151,7 +151,7 @@ class ActionModule(ActionBase):
             request=question.get("request", {}),
             args=args,
         )
-        raw, data = self._call("peer", request, task_vars)
+        raw, data = self._carrier("peer", task_vars)(request)
         return answer.module_failure(raw) if data is None else data
 
     def _undo(self, undo, envelope, task_vars, result):
@@ -186,44 +186,60 @@ class ActionModule(ActionBase):
 
     # --- one call
 
-    def _call(self, mode, envelope, task_vars, python=None, anew=False):
-        """Has an envelope answered on the host: (what was printed, its JSON object or None).
+    def _carrier(self, mode, task_vars, python=None, anew=False):
+        """A function that has an envelope answered on the host: (what was printed, its JSON object or None).
 
         anew: not by an agent, whose channel is older than the connection that was just opened.
+        Asked for before there is an envelope: the broker, another process, wakes while this one makes it.
         """
-        request = json.dumps(envelope, cls=AnsibleJSONEncoder, vault_to_text=True).encode()
         programs = self._programs()
         environment = self._environment()
         transport = self._variable(task_vars, "thinkube_transport", "auto")
         if transport not in TRANSPORTS:
             raise Refused("thinkube_transport is %r: must be one of %s" % (transport, ", ".join(TRANSPORTS)))
-        if transport != "exec" and not anew:
+
+        def by_exec(envelope):
+            return self._call_exec(mode, encoded(envelope), programs, environment, python)
+
+        def instead(why):
+            if transport == "agent" and mode != "async":
+                raise Refused("no agent on the host: %s" % why, "thinkube_transport: auto uses exec then") from why
+            display.v("thinkube.infra: exec in place of the agent: %s" % why, host=self._play_context.remote_addr)
+            return by_exec
+
+        def by_agent(envelope):
             try:
-                return self._call_agent(mode, request, programs, environment, task_vars)
+                return self._call_agent(line, mode, encoded(envelope), programs, environment)
             except agent.Unavailable as why:
-                if transport == "agent" and mode != "async":
-                    raise Refused("no agent on the host: %s" % why, "thinkube_transport: auto uses exec then") from why
-                display.v("thinkube.infra: exec in place of the agent: %s" % why, host=self._play_context.remote_addr)
+                return instead(why)(envelope)
             except agent.Lost as lost:
                 return self._lost(lost)
-        return self._call_exec(mode, request, programs, environment, python)
 
-    def _call_agent(self, mode, request, programs, environment, task_vars):
-        kind = {"exec": frames.TASK, "peer": frames.PEER}.get(mode)
-        if kind is None:
+        if transport == "exec" or anew:
+            return by_exec
+        try:
+            line = self._line(mode, programs, environment, task_vars)
+        except agent.Unavailable as why:
+            return instead(why)
+        return by_agent
+
+    def _line(self, mode, programs, environment, task_vars):
+        if mode == "async":
             raise agent.Unavailable("a task with async outlives its connection")
         why = agent.impossible(self._connection)
         if why:
             raise agent.Unavailable(why)
-        idle = self._seconds(task_vars, "thinkube_agent_idle")
-        about = dict(
+        return agent.Line(
             key=agent.key(self._connection, self._play_context, environment, programs),
             host="%s@%s" % (self._play_context.remote_user, self._play_context.remote_addr),
-            idle=idle,
+            idle=self._seconds(task_vars, "thinkube_agent_idle"),
             timeout=self._connection.get_option("timeout"),
             silence=self._seconds(task_vars, "thinkube_agent_silence"),
         )
-        stdout = agent.call(about, kind, request, lambda: self._start_agent(programs, environment, idle))
+
+    def _call_agent(self, line, mode, request, programs, environment):
+        kind = {"exec": frames.TASK, "peer": frames.PEER}[mode]
+        stdout = line.call(kind, request, lambda: self._start_agent(programs, environment, line.about["idle"]))
         raw = dict(stdout=stdout, stderr="", rc=0)
         return raw, answer.parse(raw)
 
@@ -300,7 +316,8 @@ class ActionModule(ActionBase):
     def _envelope(self, task_vars):
         args = dict(self._task.args)
         self._update_module_args(self._task.action, args, task_vars)
-        return dict(module=self._task.action.rpartition(".")[2], args=args)
+        key = base64.b64encode(secrets.token_bytes(32)).decode()
+        return dict(module=self._task.action.rpartition(".")[2], args=args, key=key, answers={}, resume="")
 
     def _environment(self):
         environment = {}
@@ -309,9 +326,13 @@ class ActionModule(ActionBase):
 
     def _variable(self, task_vars, name, default):
         """A variable of the host that the task is carried to."""
+        variables = self._host_variables(task_vars)
+        return self._templar.template(variables[name]) if name in variables else default
+
+    def _host_variables(self, task_vars):
         if self._task.delegate_to:
-            task_vars = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
-        return self._templar.template(task_vars[name]) if name in task_vars else default
+            return task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
+        return task_vars
 
     def _seconds(self, task_vars, name):
         seconds = self._variable(task_vars, name, 60)
@@ -320,19 +341,17 @@ class ActionModule(ActionBase):
         return int(seconds)
 
     def _programs(self):
-        programs = program.programs_in(LIBEXEC)
+        programs = LIBEXEC.programs()
         if not programs:
             raise Refused(
-                "the collection has no programs in %s" % LIBEXEC,
+                "the collection has no programs in %s" % LIBEXEC.path,
                 'in a checkout, run "make build"; a collection that was installed has them: install it again',
             )
         return programs
 
     def _pythons(self, task_vars):
         """The interpreters that ansible-core would try on this host."""
-        variables = task_vars
-        if self._task.delegate_to:
-            variables = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
+        variables = self._host_variables(task_vars)
         wanted = self._templar.template(C.config.get_config_value("INTERPRETER_PYTHON", variables=variables))
         if not wanted.startswith("auto"):
             return shlex.split(wanted)[:1]
@@ -350,6 +369,10 @@ class ActionModule(ActionBase):
         become = self._connection.become
         if become and become.name.rpartition(".")[2] == "su":
             raise Refused("become with su cannot pass data to a program's stdin", "use become_method: sudo, or connect as the user")
+
+
+def encoded(envelope):
+    return ENCODER.encode(envelope).encode()
 
 
 def refuse_failed(word, python):

@@ -18,7 +18,6 @@ import os
 import secrets
 import select
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -36,6 +35,7 @@ ATTEMPTS = 3
 # The agent stays this many seconds longer than the broker would have it, and then ends by itself: it only comes to that
 # when the controller vanished without a word.
 GRACE = 10
+GONE = "the broker on the controller ended"
 
 
 class Unavailable(Exception):
@@ -57,69 +57,87 @@ class _NotSent(Exception):
 # --- one request
 
 
-def call(about, kind, request, start):
-    """Has a request answered by the agent: the text that it gave.
+class Line:
+    """A task's line to the broker, which is reached at once, and told what is wanted when that is known."""
 
-    about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout
-    (seconds in which the agent must show that it is alive, before a task), silence (the same while tasks run). start: gives the file descriptors of a channel and
-    the path of the connection's control socket, or raises.
-    """
-    if len(request) > frames.MAX_PAYLOAD:
-        raise Unavailable("the task has %d bytes: at most %d" % (len(request), frames.MAX_PAYLOAD))
-    for _attempt in range(ATTEMPTS):
-        try:
-            return _call(about, kind, request, start)
-        except _NotSent as error:
-            why = error
-    raise Unavailable(str(why))
+    def __init__(self, **about):
+        """about: key (which channel), host (for the log), idle (seconds until the channel is closed), timeout (seconds in
+        which the agent must show that it is alive, before a task), silence (the same while tasks run)."""
+        self.about = about
+        self.early = None
+        with contextlib.suppress(_NotSent):
+            self.early = self._connect()
 
+    def call(self, kind, request, start):
+        """Has a request answered by the agent: the text that it gave.
 
-def _call(about, kind, request, start):
-    hello = frames.pack(frames.ABOUT, json.dumps(about).encode())
-    with _connected(about["idle"]) as broker:
-        with _else(_NotSent):
-            broker.sendall(frames.CONNECTION_TASK + hello + frames.pack(kind, request))
-            what, payload = frames.receive(broker)
-        if what == frames.START:
-            _start(about, broker, start)
-            with _else(_NotSent):
-                what, payload = frames.receive(broker)
-        if what == frames.SENT:
-            with _else(Lost):
-                what, payload = frames.receive(broker)
-    if what == frames.ANSWER:
-        return to_text(payload, errors="surrogate_then_replace")
-    if what == frames.BROKEN:
-        raise Lost("the connection to the host broke", to_text(payload))
-    raise Unavailable(to_text(payload))
+        start: gives the file descriptors of a channel and the path of the connection's control socket, or raises.
+        """
+        if len(request) > frames.MAX_PAYLOAD:
+            raise Unavailable("the task has %d bytes: at most %d" % (len(request), frames.MAX_PAYLOAD))
+        for _attempt in range(ATTEMPTS):
+            try:
+                return self._call(kind, request, start)
+            except _NotSent as error:
+                why = error
+        raise Unavailable(str(why))
 
+    def _connect(self):
+        broker = _connect(self.about["idle"])
+        _tell(broker, frames.CONNECTION_TASK + frames.pack(frames.ABOUT, json.dumps(self.about).encode()))
+        return broker
 
-def _start(about, broker, start):
-    try:
-        fds, control = start()
-    except Unavailable as error:
-        with contextlib.suppress(OSError):
-            broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
-        raise
-    try:
-        with _connected(about["idle"]) as other, _else(_NotSent):
-            socket.send_fds(other, [frames.CONNECTION_CHANNEL], fds)
-            other.sendall(frames.pack(frames.ABOUT, json.dumps(dict(about, control=control)).encode()))
-            what, payload = frames.receive(other)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    if what != frames.TAKEN:
+    def _call(self, kind, request, start):
+        early, self.early = self.early, None
+        with early or self._connect() as broker:
+            _tell(broker, frames.pack(kind, request))
+            what, payload = _hear(broker)
+            if what == frames.START:
+                self._start(broker, start)
+                what, payload = _hear(broker)
+            if what == frames.SENT:
+                what, payload = _hear(broker, Lost)
+        if what == frames.ANSWER:
+            return to_text(payload, errors="surrogate_then_replace")
+        if what == frames.BROKEN:
+            raise Lost("the connection to the host broke", to_text(payload))
         raise Unavailable(to_text(payload))
 
+    def _start(self, broker, start):
+        try:
+            fds, control = start()
+        except Unavailable as error:
+            with contextlib.suppress(OSError):
+                broker.sendall(frames.pack(frames.UNAVAILABLE, to_bytes(str(error))))
+            raise
+        try:
+            with _connect(self.about["idle"]) as other:
+                hello = frames.pack(frames.ABOUT, json.dumps(dict(self.about, control=control)).encode())
+                _tell(other, hello, (frames.CONNECTION_CHANNEL, fds))
+                what, payload = _hear(other)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if what != frames.TAKEN:
+            raise Unavailable(to_text(payload))
 
-@contextlib.contextmanager
-def _else(error):
-    """Where the broker can go away: what that means there."""
+
+def _tell(broker, data, channel=None):
+    """channel: the first byte and the file descriptors that come with it."""
     try:
-        yield
+        if channel:
+            socket.send_fds(broker, [channel[0]], channel[1])
+        broker.sendall(data)
+    except OSError as cause:
+        raise _NotSent(GONE) from cause
+
+
+def _hear(broker, otherwise=_NotSent):
+    """The next frame; otherwise is what it means if the broker goes away instead."""
+    try:
+        return frames.receive(broker)
     except (OSError, EOFError) as cause:
-        raise error("the broker on the controller ended") from cause
+        raise otherwise(GONE) from cause
 
 
 # --- the broker
@@ -134,19 +152,16 @@ def impossible(connection):
     return None
 
 
-@contextlib.contextmanager
-def _connected(idle):
+def _connect(idle):
     """A connection to this run's broker, which is started if there is none."""
     try:
         folder = os.open(C.DEFAULT_LOCAL_TMP, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            sock = _reach(folder, idle)
+            return _reach(folder, idle)
         finally:
             os.close(folder)
     except OSError as error:
         raise Unavailable("reaching the broker on the controller: %s" % error) from error
-    with sock:
-        yield sock
 
 
 def _reach(folder, idle):
@@ -165,8 +180,7 @@ def _reach(folder, idle):
                 sock = _try(path)
     if sock is None:
         raise Unavailable("the broker on the controller ended at once")
-    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    if uid != os.geteuid():
+    if not frames.same_user(sock):
         sock.close()
         raise Unavailable("the broker's socket belongs to another user")
     return sock
@@ -335,10 +349,10 @@ def key(connection, play_context, environment, programs):
     """
     become = connection.become
     parts = [
-        connection._options,
-        become and [become._load_name, become._options],
+        sorted(connection._options.items()),
+        become and [become._load_name, sorted(become._options.items())],
         [play_context.remote_addr, play_context.port, play_context.remote_user, play_context.password, play_context.become_pass],
         sorted(environment.items()),
         [p.sha256 for p in programs],
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -20,6 +20,12 @@ display = Display()
 def parse(raw):
     """The JSON object that a program printed, or None. Lines before it are dropped, lines after it warned about."""
     try:
+        data = json.loads(raw["stdout"])
+        if isinstance(data, dict):
+            return data
+    except ValueError:
+        pass
+    try:
         text, warnings = _filter_non_json_lines(raw["stdout"], objects_only=True)
         data = json.loads(text)
     except ValueError:

@@ -22,7 +22,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
 
@@ -397,7 +396,7 @@ class Broker:
             self.loop.remove_reader(listener)
             self.loop.call_later(0.1, self.loop.add_reader, listener, self._accept, listener)
             return
-        if not same_user(sock):
+        if not frames.same_user(sock):
             log.warning("a connection of another user was closed")
             sock.close()
             return
@@ -503,12 +502,6 @@ class Broker:
         self.timer = None
         if not self.open and not self.connections and not self.end.done():
             self.timer = self.loop.call_later(0 if self.controller_gone else self.seconds, self.end.set_result, None)
-
-
-def same_user(sock):
-    """Whether the other end of a unix socket is a process of this user: SO_PEERCRED, socket(7)."""
-    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return uid == os.geteuid()
 
 
 def _identity(path):

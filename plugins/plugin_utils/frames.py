@@ -8,6 +8,8 @@ A frame is its payload's length (4 bytes), the call's id (4 bytes), both big end
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 
 HEADER = struct.Struct(">IIc")
@@ -35,6 +37,15 @@ NONE = b"n"  # there is none and will be none for now; the payload says why
 SENT = b"f"  # from here on the agent may have the task
 TAKEN = b"t"  # the channel is in the broker's hands
 BROKEN = b"b"  # the channel broke; the payload is what the agent's side wrote to stderr last
+
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+def same_user(sock):
+    """Whether the other end of a unix socket is a process of this user: SO_PEERCRED, socket(7)."""
+    _pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return uid == os.geteuid()
 
 
 def pack(kind, payload=b"", call=0):

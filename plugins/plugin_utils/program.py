@@ -16,6 +16,7 @@ create those names), can be written, and programs in it may run (not noexec).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -87,9 +88,10 @@ class Program:
         self.path = path
         self.system = system
         self.arch = arch
-        # The sum comes from the build: summing 15 MB in every worker would cost more than the task.
-        # Read as bytes: each worker would load the encoding first.
-        with open(path[: -len(".gz")] + ".sha256", "rb") as sidecar:
+        # The sum comes from the build: summing 15 MB would cost more than the task.
+        self.sidecar = path[: -len(".gz")] + ".sha256"
+        # Read as bytes: a worker would load the encoding first.
+        with open(self.sidecar, "rb") as sidecar:
             found = _SUM_LINE.match(sidecar.read())
         if not found:
             raise ValueError("%s: the file of its sha256 is damaged" % path)
@@ -117,11 +119,34 @@ class Program:
         return ["%s/%s" % (self.system.capitalize(), m) for m in MACHINES.get(self.arch, (self.arch,))]
 
 
-def programs_in(folder):
-    """All programs in a folder; an empty list if there is none or no such folder."""
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    matches = [(name, _NAME.match(name)) for name in names]
-    return [Program(os.path.join(folder, name), m.group(1), m.group(2)) for name, m in matches if m]
+class Folder:
+    """The programs in a folder, which a build may change while a play runs.
+
+    Made in Ansible's main process, so that the workers, which are its forks, need only see that nothing changed.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._seen = None
+        with contextlib.suppress(OSError, ValueError):  # the task will say it
+            self.programs()
+
+    def programs(self):
+        """All programs; an empty list if there is none or no such folder."""
+        if self._seen is None or self._state() != self._seen:
+            names = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
+            matches = [(name, _NAME.match(name)) for name in names]
+            self._programs = [Program(os.path.join(self.path, name), m.group(1), m.group(2)) for name, m in matches if m]
+            self._seen = self._state()
+        return self._programs
+
+    def _state(self):
+        """What differs when another program is there, or one with another sum."""
+        try:
+            found = [os.stat(path) for path in (self.path, *(p.sidecar for p in self._programs))]
+        except OSError:
+            return None
+        return [(f.st_ino, f.st_mtime_ns, f.st_size) for f in found]
 
 
 def _choose(programs, take=_DRAIN):

@@ -113,8 +113,8 @@ func TestLockIsExclusiveAlsoWhenItsFolderIsRemoved(t *testing.T) {
 				}
 				most.Store(max(most.Load(), inside.Add(1)))
 				time.Sleep(time.Millisecond)
-				_ = os.RemoveAll(dir) // fails when one that waits makes the folder anew meanwhile
 				inside.Add(-1)
+				_ = removeDir(dir) // the last that is done under the lock; fails when one that waits makes the folder anew meanwhile
 				unlock()
 			}
 		}()

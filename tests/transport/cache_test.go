@@ -142,6 +142,7 @@ func TestDamagedProgram(t *testing.T) {
 			"printf '#!/bin/sh\\nexit 0\\n' >" + path,
 		}
 		for _, damage := range damages {
+			f.nothingLeft(t) // a program that runs cannot be written to
 			f.inside(t, damage)
 
 			play := f.play(t, os.Environ(), "one", one(nil, ways), setup{args: []string{"-vvv"}})

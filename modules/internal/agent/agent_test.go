@@ -239,7 +239,7 @@ func FuzzReadFrame(f *testing.F) {
 
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if len(text) >= 4 && text[0] > 0 {
-			t.Skip("large frames cost only time")
+			return // large frames cost only time
 		}
 
 		reader := bytes.NewReader(text)

@@ -7,16 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
-
+	"github.com/thinkube/infra/modules/internal/endure"
 	"github.com/thinkube/infra/modules/internal/plan"
 )
 
@@ -129,76 +125,20 @@ func work(t *testing.T, runners []Runner, number int) {
 	}
 }
 
-// burden is what a process holds.
-type burden struct {
-	goroutines, files int
-	heap              int64 // bytes
-}
-
-// held measures what this process holds. What has just ended may take a moment to go.
-func held(t *testing.T, wanted int) (now burden) {
-	t.Helper()
-
-	for range 200 {
-		runtime.GC()
-
-		if runtime.NumGoroutine() <= wanted {
-			break
-		}
-
-		time.Sleep(5 * time.Millisecond)
-	}
-
-	var memory runtime.MemStats
-
-	runtime.ReadMemStats(&memory)
-
-	files, err := os.ReadDir("/proc/self/fd")
-	require.NoError(t, err)
-
-	return burden{runtime.NumGoroutine(), len(files), int64(memory.HeapAlloc)}
-}
-
 // TestTenThousandTasksLeaveNothingBehind is what an agent does in a long play: tasks of several modules, eight at once.
 func TestTenThousandTasksLeaveNothingBehind(t *testing.T) {
 	runners := []Runner{worker(""), worker("one"), worker("two")}
 
 	run := func(tasks int) {
-		numbers := make(chan int)
-
-		var workers sync.WaitGroup
-		for range 8 {
-			workers.Add(1)
-
-			go func() {
-				defer workers.Done()
-
-				for number := range numbers {
-					work(t, runners, number)
-				}
-			}()
-		}
-
-		for number := range tasks {
-			numbers <- number
-		}
-
-		close(numbers)
-		workers.Wait()
+		endure.Parallel(8, tasks, func(number int) { work(t, runners, number) })
 	}
 
-	idle := runtime.NumGoroutine()
+	idle := endure.Held(t)
 
 	run(500)
 
-	before := held(t, idle)
+	before := endure.Settled(t, idle)
 
 	run(10_000)
-
-	after := held(t, idle)
-	t.Logf("before %+v, after %+v", before, after)
-
-	assert.LessOrEqual(t, after.goroutines, before.goroutines)
-	assert.LessOrEqual(t, after.files, before.files)
-	assert.Less(t, after.heap-before.heap, int64(1<<20))
+	endure.NoMore(t, before, endure.Settled(t, before))
 }

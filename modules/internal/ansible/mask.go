@@ -37,15 +37,24 @@ const maxMaskDepth = 1000
 type Masker struct {
 	mu    sync.RWMutex
 	known map[string]bool
-	all   needles
-	keys  needles // of secrets that are hidden in keys too
+	all   *needles // nil as long as there are none, as in most tasks
+	keys  *needles // of secrets that are hidden in keys too
 	whole map[string]bool
 }
 
 // needles are kept by their first byte, so that a text is gone through once, however many there are.
 type needles [256][]needle
 
-func (n *needles) add(one needle) { n[one.text[0]] = append(n[one.text[0]], one) }
+// with adds one; n may be nil.
+func (n *needles) with(one needle) *needles {
+	if n == nil {
+		n = &needles{}
+	}
+
+	n[one.text[0]] = append(n[one.text[0]], one)
+
+	return n
+}
 
 // needle is a text to hide.
 type needle struct {
@@ -87,10 +96,10 @@ func (m *Masker) add(secret string) {
 
 	for _, form := range forms(secret) {
 		m.whole[form.text] = true
-		m.all.add(form)
+		m.all = m.all.with(form)
 
 		if isKey {
-			m.keys.add(form)
+			m.keys = m.keys.with(form)
 		}
 	}
 }
@@ -185,7 +194,7 @@ func (m *Masker) Text(text string) string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 
-	return m.text(text, &m.all)
+	return m.text(text, m.all)
 }
 
 // Bytes is Text for bytes.
@@ -224,6 +233,10 @@ type span struct{ start, end int }
 
 // findSpans gives the parts to hide, in order. Parts that overlap become one.
 func findSpans(text string, hide *needles) []span {
+	if hide == nil {
+		return nil
+	}
+
 	var spans []span
 
 	for at := range len(text) {
@@ -297,7 +310,7 @@ func (m *Masker) value(value any, keep []string, depth int) any {
 	case nil, bool:
 		return v
 	case string:
-		return m.text(v, &m.all)
+		return m.text(v, m.all)
 	case int, int64, float64, json.Number:
 		return m.number(v)
 	case []any:
@@ -318,10 +331,10 @@ func (m *Masker) value(value any, keep []string, depth int) any {
 func (m *Masker) number(value any) any {
 	number, err := plain(value, 0)
 	if err != nil {
-		return m.text(fmt.Sprint(value), &m.all)
+		return m.text(fmt.Sprint(value), m.all)
 	}
 
-	if findSpans(pyText(number), &m.all) != nil || findSpans(fmt.Sprint(value), &m.all) != nil {
+	if findSpans(pyText(number), m.all) != nil || findSpans(fmt.Sprint(value), m.all) != nil {
 		return hiddenValue
 	}
 
@@ -338,7 +351,7 @@ func (m *Masker) dict(dict map[string]any, keep []string, depth int) any {
 	for _, key := range slices.Sorted(maps.Keys(dict)) {
 		name := key
 		if !slices.Contains(keep, key) {
-			name = m.text(key, &m.keys)
+			name = m.text(key, m.keys)
 		}
 
 		for i, free := 2, name; ; i++ {

@@ -35,8 +35,11 @@ type envelope struct {
 	} `json:"async"`
 }
 
+// caller is a mode: it answers an envelope with one JSON object.
+type caller func(ctx context.Context, runners []Runner, env envelope) []byte
+
 // maxInput bounds an envelope or an arguments file: far above any task, far below what would hurt the host.
-const maxInput = 64 << 20
+const maxInput = agent.MaxPayload
 
 // Bundle is the program with all modules, for the collection's action plugin. It returns the exit code: 0 whenever an
 // answer was printed, also that of a failed task.
@@ -54,7 +57,7 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
 
-	var call func(context.Context, []Runner, envelope) []byte
+	var call caller
 
 	switch argv[1] {
 	case "agent":
@@ -82,21 +85,24 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 		return 2
 	}
 
-	var env envelope
-
-	err := decodeJSON(stdin, &env)
-	if err != nil {
-		_, _ = stdout.Write(refuse("reading the task from stdin: " + err.Error()))
-
-		return 0
-	}
-
-	_, err = stdout.Write(call(ctx, runners, env))
+	_, err := stdout.Write(answerFrom(ctx, runners, stdin, call))
 	if err != nil {
 		return 1
 	}
 
 	return 0
+}
+
+// answerFrom reads an envelope and answers it.
+func answerFrom(ctx context.Context, runners []Runner, input io.Reader, call caller) []byte {
+	var env envelope
+
+	err := decodeJSON(input, &env)
+	if err != nil {
+		return refuse("reading the task from stdin: " + err.Error())
+	}
+
+	return call(ctx, runners, env)
 }
 
 // serve takes tasks until the controller has no more. It returns the exit code.
@@ -124,21 +130,14 @@ func agentCalls(runners []Runner) agent.Calls {
 }
 
 // answerText lets no panic through, which would end the tasks of others. Those of modules do not come here.
-func answerText(ctx context.Context, runners []Runner, text []byte, call func(context.Context, []Runner, envelope) []byte) (answer []byte) {
+func answerText(ctx context.Context, runners []Runner, text []byte, call caller) (answer []byte) {
 	defer func() {
 		if recover() != nil { // its text may hold secrets that no masker knows
 			answer = refuse("a defect in the program: panic outside of a module")
 		}
 	}()
 
-	var env envelope
-
-	err := decodeJSON(bytes.NewReader(text), &env)
-	if err != nil {
-		return refuse("reading the task: " + err.Error())
-	}
-
-	return call(ctx, runners, env)
+	return answerFrom(ctx, runners, bytes.NewReader(text), call)
 }
 
 // Standalone is a program with one module, as stock Ansible runs it from a library/ folder: the arguments file is the

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Spec is the option table of a module, or of an option with sub-options: Ansible's argument_spec.
@@ -103,8 +104,35 @@ func SpecOf(args any, rules Rules) (*Spec, error) {
 	return specOf(t, rules, nil)
 }
 
+// tables keeps the options of each struct: an agent needs them for every task, and reading tags is half of a small
+// task's work. The rules are not part of it. Nobody may change an Option once its table is made.
+var tables sync.Map // reflect.Type -> *Spec
+
 // specOf makes the table for a struct; outer are the structs it is part of.
 func specOf(t reflect.Type, rules Rules, outer []reflect.Type) (*Spec, error) {
+	table, known := tables.Load(t)
+	if !known {
+		made, err := tableOf(t, outer)
+		if err != nil {
+			return nil, err
+		}
+
+		table, _ = tables.LoadOrStore(t, made)
+	}
+
+	spec := *table.(*Spec)
+	spec.Rules = rules
+
+	err := spec.check()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", t, err)
+	}
+
+	return &spec, nil
+}
+
+// tableOf makes the options of a struct, without rules.
+func tableOf(t reflect.Type, outer []reflect.Type) (*Spec, error) {
 	if slices.Contains(outer, t) {
 		return nil, fmt.Errorf("%s contains itself", t)
 	}
@@ -114,7 +142,7 @@ func specOf(t reflect.Type, rules Rules, outer []reflect.Type) (*Spec, error) {
 		return nil, err
 	}
 
-	spec := &Spec{Options: map[string]*Option{}, Rules: rules, SupportsCheckMode: true}
+	spec := &Spec{Options: map[string]*Option{}, SupportsCheckMode: true}
 
 	for _, f := range fields {
 		option, err := f.option(append(outer, t))
@@ -128,11 +156,6 @@ func specOf(t reflect.Type, rules Rules, outer []reflect.Type) (*Spec, error) {
 
 		spec.Options[option.Name] = option
 		spec.Order = append(spec.Order, option.Name)
-	}
-
-	err = spec.check()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t, err)
 	}
 
 	return spec, nil

@@ -8,17 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
-	"runtime"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
-
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/endure"
 	"github.com/thinkube/infra/modules/internal/lxdtest"
 	lxdinfo "github.com/thinkube/infra/modules/lxd_info"
 	lxdprofile "github.com/thinkube/infra/modules/lxd_profile"
@@ -28,27 +23,7 @@ import (
 func tasks(t *testing.T, number int, module ansible.Runner, args func(number int) map[string]any) {
 	t.Helper()
 
-	numbers := make(chan int)
-
-	var workers sync.WaitGroup
-	for range 4 {
-		workers.Add(1)
-
-		go func() {
-			defer workers.Done()
-
-			for number := range numbers {
-				task(t, module, args(number))
-			}
-		}()
-	}
-
-	for number := range number {
-		numbers <- number
-	}
-
-	close(numbers)
-	workers.Wait()
+	endure.Parallel(4, number, func(number int) { task(t, module, args(number)) })
 }
 
 func task(t *testing.T, module ansible.Runner, args map[string]any) {
@@ -67,37 +42,6 @@ func task(t *testing.T, module ansible.Runner, args map[string]any) {
 	if code != 0 || bytes.Contains(out.Bytes(), []byte(`"failed":true`)) {
 		t.Errorf("%s with %v: %s", module.ModuleName(), args, out.String())
 	}
-}
-
-// burden is what a process holds.
-type burden struct {
-	goroutines, files int
-	heap              int64 // bytes
-}
-
-// held measures what this process holds. Connections that were closed take a moment to go.
-func held(t *testing.T, most burden) (now burden) {
-	t.Helper()
-
-	for range 200 {
-		runtime.GC()
-
-		files, err := os.ReadDir("/proc/self/fd")
-		require.NoError(t, err)
-
-		var memory runtime.MemStats
-
-		runtime.ReadMemStats(&memory)
-
-		now = burden{runtime.NumGoroutine(), len(files), int64(memory.HeapAlloc)}
-		if now.goroutines <= most.goroutines && now.files <= most.files {
-			break
-		}
-
-		time.Sleep(5 * time.Millisecond)
-	}
-
-	return now
 }
 
 // TestThousandsOfTasksLeaveNothingBehind runs them in one process, as an agent does: no connection to the server, no
@@ -127,16 +71,11 @@ func TestThousandsOfTasksLeaveNothingBehind(t *testing.T) {
 
 	run(100, 20)
 
-	before := held(t, burden{})
+	before := endure.Settled(t, endure.Burden{})
 	began := time.Now()
 
 	run(2000, 300)
 	t.Logf("2000 lxd_info and 300 lxd_profile in %s", time.Since(began).Round(time.Millisecond))
 
-	after := held(t, before)
-	t.Logf("before %+v, after %+v", before, after)
-
-	assert.LessOrEqual(t, after.goroutines, before.goroutines)
-	assert.LessOrEqual(t, after.files, before.files)
-	assert.Less(t, after.heap-before.heap, int64(1<<20))
+	endure.NoMore(t, before, endure.Settled(t, before))
 }
