@@ -102,6 +102,7 @@ const (
 	CodeReadOnly      ansible.Code = "read_only"
 	CodeArmed         ansible.Code = "armed_change"
 	CodeRolledBack    ansible.Code = "rolled_back"
+	CodeNotUndone     ansible.Code = "not_undone"
 	CodeOldConnection ansible.Code = "old_connection"
 	CodeInUse         ansible.Code = "in_use"
 	CodeFilesChanged  ansible.Code = "files_changed"
@@ -124,7 +125,8 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeReadOnly:      "the manager's files cannot be written",
 		CodeArmed:         "an earlier change is neither confirmed nor undone",
 		CodeRolledBack:    "the change was made and undone again; msg says why",
-		CodeOldConnection: "a confirmation has to come over a connection that was opened after the change",
+		CodeNotUndone:     "the change was made and could not be undone altogether; what was there before is kept on the host",
+		CodeOldConnection: "a confirmation has to come over an ssh connection that was opened after the change",
 		CodeInUse:         "the bridge has ports of others, such as virtual machines",
 		CodeFilesChanged:  "a file that this module wrote was changed by somebody else since",
 		CodeInvalidConfig: "the manager's own check refused the files that were to be written",

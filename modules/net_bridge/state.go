@@ -34,6 +34,8 @@ type State struct {
 	DNS    []string        `json:"dns,omitempty"`
 	// Taken are the wanted addresses that another host answers for.
 	Taken []string `json:"taken,omitempty"`
+	// NoProof tells why no connection of this task could prove that the host is still reached; empty where one can.
+	NoProof string `json:"no_proof,omitempty"`
 	// ReadOnly are the folders that cannot be written.
 	ReadOnly []string      `json:"read_only,omitempty"`
 	Armed    *Armed        `json:"armed,omitempty"`
@@ -102,6 +104,8 @@ func (h *host) Read(ctx context.Context) (State, error) {
 
 	h.hideSecrets(state)
 
+	state.NoProof = h.noProof()
+
 	if h.args.State == "present" && !h.args.inherits() && len(ports) > 0 && (h.args.Phase == "apply" || h.args.Phase == "stage" || h.args.Phase == "plan") {
 		state.Taken = takenAddresses(ctx, h.args, state.Net, ports[0])
 	}
@@ -115,15 +119,41 @@ func (h *host) readArmed(state *State) error {
 		return err
 	}
 
-	// The host may have been restarted without a systemd that looks after the change.
-	guarded := store.Guarded() && change.BootID == armed.BootID()
-
-	state.Armed = &Armed{
-		Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary, Guarded: guarded,
-		Reason: change.Reason, Failed: change.Failed, Wanted: change.Wanted, Ours: h.task.Reconnected(change.ID),
+	guarded, err := store.Guarded()
+	if err != nil {
+		return err
 	}
 
+	shown := show(change, guarded)
+	shown.Ours = h.task.Reconnected(change.ID)
+	state.Armed = &shown
+
 	return nil
+}
+
+// show gives what users see of a change.
+func show(change *armed.Change, guarded bool) Armed {
+	return Armed{
+		Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary,
+		// The host may have been restarted without a systemd that looks after the change.
+		Guarded: guarded && change.BootID == armed.BootID(),
+		Reason:  change.Reason, Failed: change.Failed, Wanted: change.Wanted,
+	}
+}
+
+// noProof tells why no connection of this task could prove that the host is still reached: one that does not go over the
+// network, or whose age cannot be told. A program that was started by hand looks at its own connection when it confirms.
+func (h *host) noProof() string {
+	switch connection := h.task.Connection(); {
+	case connection == "":
+		return ""
+	case !slices.Contains([]string{"ssh", "paramiko", "paramiko_ssh", "libssh"}, connection):
+		return fmt.Sprintf("Ansible's connection %q does not go over the network", connection)
+	case !armed.FindSession().SSH:
+		return "none of the program's parent processes is OpenSSH's sshd, which would tell how old the connection is"
+	}
+
+	return ""
 }
 
 // trimSysctls leaves out what is of no use and much to look at: the settings of other links.

@@ -317,7 +317,8 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         self._update_module_args(self._task.action, args, task_vars)
         key = base64.b64encode(secrets.token_bytes(32)).decode()
-        return dict(module=self._task.action.rpartition(".")[2], args=args, key=key, answers={}, resume="")
+        module = self._task.action.rpartition(".")[2]
+        return dict(module=module, args=args, connection=self._connection.transport, key=key, answers={}, resume="")
 
     def _environment(self):
         environment = {}

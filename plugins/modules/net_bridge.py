@@ -277,7 +277,7 @@ armed:
       description: The bridge that it is about.
       type: str
     phase:
-      description: C(staged), C(armed), C(applying), C(applied), C(confirmed), C(restoring) or C(rolled_back).
+      description: C(staged), C(armed), C(applying), C(applied), C(confirmed), C(restoring), C(stuck) or C(rolled_back).
       type: str
     summary:
       description: What it does.
@@ -332,7 +332,8 @@ failure:
         - C(name_taken) - a link of the bridge's name exists and is no bridge.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
         - C(not_converged) - every step was done and the state is still not the wanted one.
-        - C(old_connection) - a confirmation has to come over a connection that was opened after the change.
+        - C(not_undone) - the change was made and could not be undone altogether; what was there before is kept on the host.
+        - C(old_connection) - a confirmation has to come over an ssh connection that was opened after the change.
         - C(port) - a port does not exist, or cannot or must not become one.
         - C(read_only) - the manager's files cannot be written.
         - C(rolled_back) - the change was made and undone again; msg says why.
