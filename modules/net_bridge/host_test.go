@@ -153,6 +153,7 @@ func TestWithoutSystemd(t *testing.T) {
 			if each.fault == "" {
 				require.False(t, task.Wait(t).Failed)
 				host.Sh(t, "kill -9 "+strings.Split(guards(t, host)[0], ":")[0])
+				time.Sleep(200 * time.Millisecond) // until all of its threads are gone
 			} else {
 				point, _, _ := strings.Cut(each.fault, " ")
 				hosttest.Eventually(t, 5*time.Second, point, func() bool { return host.Sh(t, "ls /run/thinkube-fault."+point+" 2>/dev/null || true") != "" })
@@ -197,7 +198,7 @@ func TestBadInputTouchesNothing(t *testing.T) {
 			"", map[string]any{"addresses": []string{"10.1.0.20/33"}}, "invalid_argument", `"10.1.0.20/33": must be an address with its prefix length`,
 		},
 		"prefix that leaves the gateway out": {
-			"", map[string]any{"addresses": []string{"10.1.0.20/30"}}, "address", "gateway4 inherit: the gateway 10.1.0.1 is in none of the prefixes 10.1.0.20/30",
+			"", map[string]any{"addresses": []string{"10.1.0.21/30"}}, "address", "gateway4 inherit: the gateway 10.1.0.1 is in none of the prefixes 10.1.0.21/30",
 		},
 		"gateway outside every inherited prefix": {
 			"", map[string]any{"gateway4": "192.0.2.1"}, "address", `gateway4 "192.0.2.1": is in none of the prefixes`,
@@ -206,7 +207,7 @@ func TestBadInputTouchesNothing(t *testing.T) {
 			"", map[string]any{"addresses": []string{"10.1.0.20/24"}, "gateway4": "192.0.2.1"}, "invalid_argument", `gateway4 "192.0.2.1": is in none of the prefixes 10.1.0.20/24`,
 		},
 		"address of another host": {
-			"", map[string]any{"addresses": []string{"10.1.0.77/24"}}, "address_in_use", "another host answers for 10.1.0.77",
+			"", map[string]any{"addresses": []string{"10.1.0.77/24"}, "gateway6": "none"}, "address_in_use", "another host answers for 10.1.0.77",
 		},
 		"two default routes": {
 			"ip link add eth1 type veth peer name cable1; ip link set eth1 up; ip addr add 10.2.0.1/24 dev eth1; ip route append default via 10.2.0.2 dev eth1 onlink",

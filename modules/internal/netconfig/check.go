@@ -165,11 +165,13 @@ func checkNetworkd(root string, judged Judged) error {
 		}
 
 		for _, file := range files {
-			if path.Base(file.Path) == path.Base(want) {
+			if stem(file.Path) == stem(want) {
 				break
 			}
 
-			if path.Ext(file.Path) == ".network" && networkdMatches(file.Content, link) || path.Ext(file.Path) == ".netdev" && link.Kind == "bridge" && makes(file.Content, link.Name) {
+			taken := path.Ext(file.Path) == ".network" && networkdMatches(file.Content, link) ||
+				path.Ext(file.Path) == ".netdev" && link.Kind == "bridge" && makes(file.Content, link.Name)
+			if taken {
 				return fmt.Errorf("networkd would take file %q for link %q, and not %q, which comes after it", file.Path, link.Name, want)
 			}
 		}
@@ -177,6 +179,9 @@ func checkNetworkd(root string, judged Judged) error {
 
 	return nil
 }
+
+// stem is a file's name without what it ends in: a bridge has two of them.
+func stem(file string) string { return strings.TrimSuffix(path.Base(file), path.Ext(file)) }
 
 // networkdFiles are all of networkd's files in the order in which it looks at them: by name, whatever their folder. Those that
 // are links to elsewhere count as what they lead to.
@@ -331,19 +336,32 @@ func checkProfiles(ctx context.Context, changes []Change) error {
 	return nil
 }
 
-// survived finds what NetworkManager dropped without a word, as it does with an address or a route that it cannot read.
+// survived finds what NetworkManager dropped without a word, as it does with an address or a route that it cannot read. It gives
+// them numbers of its own, and may write them in another way.
 func survived(wrote, read []section) error {
 	for _, family := range []string{"ipv4", "ipv6"} {
-		have := find(&read, family)
-
-		for _, line := range find(&wrote, family).lines {
-			if (numbered(line.key, "address") || numbered(line.key, "route")) && have.get(line.key) == "" {
-				return fmt.Errorf("NetworkManager does not understand %s=%s", line.key, line.value)
+		for _, kind := range []string{"address", "route"} {
+			had, has := find(&wrote, family).values(kind), find(&read, family).values(kind)
+			if len(has) < len(had) {
+				return fmt.Errorf("NetworkManager understands %d of %q", len(has), had)
 			}
 		}
 	}
 
 	return nil
+}
+
+// values are the different values of keys such as address1.
+func (s section) values(stem string) []string {
+	var found []string
+
+	for _, line := range s.lines {
+		if numbered(line.key, stem) && !slices.Contains(found, line.value) {
+			found = append(found, line.value)
+		}
+	}
+
+	return found
 }
 
 // checkInterfaces has ifquery read the files and look for what is to come up. An error in a file that others read in is but a

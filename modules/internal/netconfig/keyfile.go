@@ -251,7 +251,7 @@ func numbered(key, stem string) bool {
 func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 	if ip.Addresses != nil {
 		s.remove(func(line setting) bool {
-			return numbered(line.key, "address") || numbered(line.key, "route") || line.key == "gateway" || line.key == "method" ||
+			return numbered(line.key, "address") || numbered(strings.TrimSuffix(line.key, "_options"), "route") || line.key == "gateway" || line.key == "method" ||
 				strings.HasPrefix(line.key, "dhcp-")
 		})
 
@@ -314,9 +314,10 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 	}
 
 	next := 1
+
 	for _, line := range s.lines {
-		if numbered(line.key, "route") {
-			next++
+		if number, err := strconv.Atoi(strings.TrimPrefix(line.key, "route")); err == nil {
+			next = max(next, number+1)
 		}
 	}
 
