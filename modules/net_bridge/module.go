@@ -127,7 +127,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeOldConnection: "a confirmation has to come over a connection that was opened after the change",
 		CodeInUse:         "the bridge has ports of others, such as virtual machines",
 		CodeFilesChanged:  "a file that this module wrote was changed by somebody else since",
-		CodeInvalidConfig: "the manager's own check refused the files that were to be written",
+		CodeInvalidConfig: "the files that were to be written would be refused or misread; nothing was touched",
 	},
 	Normalize: normalize,
 	Open:      open,

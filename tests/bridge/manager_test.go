@@ -3,8 +3,11 @@
 package bridge
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +30,8 @@ type manager struct {
 	files        string // one that must be there afterwards
 	spoil        string // what makes that somebody else's file is refused, by the manager's own program or in its stead
 	says         string
+	golden       string // which of the renderer's golden files are its own
+	judge        string // what has it read them, in the folder of each
 	dhcp, ra     bool
 }
 
@@ -60,6 +65,8 @@ E
 chmod 600 /etc/netplan/50-uplink.yaml; rm /etc/systemd/network/10-uplink.network; netplan generate; networkctl reload`,
 		spoil: `printf 'network: {ethernets: {eth7: {addresses: [10.0.0.500/24]}}}\n' >/etc/netplan/70-more.yaml; chmod 600 /etc/netplan/70-more.yaml`,
 		says:  "netplan generate",
+
+		golden: "netplan_*", judge: "chmod -R go= . && netplan generate --root-dir $PWD",
 	},
 	{
 		name: "netplan with DHCP", files: "/etc/systemd/network/10-netplan-br0.network.d/thinkube.conf", dhcp: true,
@@ -77,6 +84,8 @@ systemctl disable --now systemd-networkd systemd-networkd.socket; rm -rf /run/sy
 systemctl enable NetworkManager; systemctl restart NetworkManager; nmcli connection up uplink`,
 		spoil: `echo 'route1=10.0.0.0/88' >>/etc/NetworkManager/system-connections/uplink.nmconnection`,
 		says:  `NetworkManager understands 0 of ["10.0.0.0/88"]`,
+
+		golden: "networkmanager_*", judge: `for f in etc/NetworkManager/system-connections/thinkube-*; do nmcli --offline connection modify connection.id x <$f >/dev/null || exit 1; done`,
 	},
 	{
 		name: "netplan over NetworkManager, with router advertisements", files: "/etc/netplan/90-thinkube-br0.yaml", ra: true,
@@ -110,6 +119,8 @@ systemctl disable --now systemd-networkd systemd-networkd.socket; rm -rf /run/sy
 systemctl enable networking; systemctl restart networking`,
 		spoil: `sed -i 's/^iface lo inet loopback/iface lo inet looping/' /etc/network/interfaces`,
 		says:  "ifquery br0",
+
+		golden: "ifupdown_*", judge: "ifquery --interfaces=$PWD/etc/network/interfaces br0",
 	},
 }
 
@@ -152,6 +163,10 @@ func (s *site) moves(t *testing.T, m manager) {
 	network := sh(t, host, shownNetwork)
 	files := sh(t, host, shownFiles)
 
+	if m.judge != "" {
+		s.understandsGolden(t, host, m)
+	}
+
 	if m.spoil != "" {
 		s.refuses(t, host, m)
 		require.Equal(t, network, sh(t, host, shownNetwork))
@@ -184,6 +199,28 @@ func (s *site) moves(t *testing.T, m manager) {
 	assert.Less(t, back, busyGap)
 }
 
+// understandsGolden has the real program read what the renderers' own tests compare with.
+func (s *site) understandsGolden(t *testing.T, host *lab.Host, m manager) {
+	t.Helper()
+
+	folder := filepath.Join(s.root, "modules/internal/netconfig/testdata/render")
+	found, err := filepath.Glob(filepath.Join(folder, m.golden, "after"))
+	require.NoError(t, err)
+	require.Greater(t, len(found), 5)
+
+	pack := exec.Command("tar", "-c", "-C", folder)
+	for _, one := range found {
+		pack.Args = append(pack.Args, strings.TrimPrefix(one, folder+"/"))
+	}
+
+	text, err := pack.Output()
+	require.NoError(t, err)
+
+	_, err = host.RunInput(t.Context(), bytes.NewReader(text), "mkdir /run/golden; tar -x -C /run/golden")
+	require.NoError(t, err)
+	sh(t, host, `for d in /run/golden/*/after; do cd $d; out=$( { `+m.judge+`; } 2>&1 ) || { echo "$d: $out" >&2; exit 1; }; done; cd /; rm -r /run/golden`)
+}
+
 // refuses tells that files that the manager would not take, or not as they are meant, are never written.
 func (s *site) refuses(t *testing.T, host *lab.Host, m manager) {
 	t.Helper()
@@ -210,7 +247,7 @@ func address6(host *lab.Host) string {
 }
 
 // shownNetwork is what the host's own tool says, without what it counts and numbers, and what the kernel makes by itself.
-const shownNetwork = `ip -o addr show scope global | sed 's/^[0-9]*: //; s/valid_lft.*//; s/  */ /g' | sort
+const shownNetwork = `ip -o addr show scope global | sed 's/^[0-9]*: //; s/valid_lft.*//; s/ nodad//; s/  */ /g' | sort
 { ip route show table all; ip -6 route show table all; } | grep -v -e 'table local' -e multicast -e 'fe80::/64' -e ff00::/8 -e 'dev lo ' |
 sed 's/ expires [0-9]*sec//; s/ hoplimit 64//; s/  */ /g' | sort; ip rule; ip -6 rule`
 

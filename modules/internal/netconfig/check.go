@@ -296,7 +296,7 @@ func lookProgram(name string) string {
 	return ""
 }
 
-// checkProfiles has nmcli read each profile as NetworkManager will. Its versions before 1.38 cannot do that without the daemon.
+// checkProfiles has nmcli read each profile as NetworkManager will. Its versions before 1.40 cannot do that without the daemon.
 func checkProfiles(ctx context.Context, changes []Change) error {
 	program := lookProgram("nmcli")
 	if program == "" {
