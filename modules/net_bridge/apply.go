@@ -51,7 +51,9 @@ func (h *host) change(ctx context.Context, do change, step plan.Step) error {
 		h.steps, _ = after["steps"].([]string)
 	}
 
-	err := netconfig.Check(ctx, made.New.Name, made.Files)
+	err := netconfig.Check(ctx, netconfig.Judged{
+		Manager: made.New.Name, Changes: made.Files, Expect: made.New.Expect, Links: made.After.Links, Up: made.New.Up,
+	})
 	if err != nil {
 		return ansible.Fail(CodeInvalidConfig, "nothing was touched", "%w", err)
 	}

@@ -589,6 +589,14 @@ func currentFile(current State, path string) *netconfig.File {
 // wantedTarget is the kernel as it is to be, and what of it has to be written down anew.
 func wantedTarget(args Args, current State, original, before netstate.Target, ports []string) (netstate.Target, netconfig.IP, error) {
 	bridge := makeBridgeLink(args, current, original, ports)
+
+	source := current.Config
+	if current.Record != nil {
+		source = current.Record.Source
+	}
+
+	listenForRouters(args, source.Manager, &bridge)
+
 	after := netstate.Move(original, bridge, ports)
 
 	if current.Record != nil {
@@ -611,6 +619,7 @@ func wantedTarget(args Args, current State, original, before netstate.Target, po
 
 	if current.Record != nil {
 		keepForeign(&after, netstate.Move(before, bridge, ports), current.Record.Applied)
+		limitIPv6(args, &after)
 	}
 
 	return after, ip, nil
@@ -662,6 +671,8 @@ func makeBridgeLink(args Args, current State, original netstate.Target, ports []
 
 	if current.Net.Link(args.Name) == nil {
 		bridge.Sysctls = netstate.InheritedSysctls(*port)
+	} else if value, ok := port.Sysctls[disableIPv6]; ok {
+		bridge.Sysctls = map[string]string{disableIPv6: value} // it may have been off until now
 	}
 
 	return bridge
@@ -705,6 +716,13 @@ func applyIP(args Args, after *netstate.Target, original netstate.Target) (netco
 		after.Routes = append(after.Routes, makeRoute(args.Name, route))
 	}
 
+	limitIPv6(args, after)
+
+	return ip, checkInherited(args, *after)
+}
+
+// limitIPv6 takes out of the target what the user does not want of IPv6.
+func limitIPv6(args Args, after *netstate.Target) {
 	switch args.IPv6 {
 	case "off":
 		dropIPv6(after)
@@ -712,8 +730,20 @@ func applyIP(args Args, after *netstate.Target, original netstate.Target) (netco
 		after.Addrs = slices.DeleteFunc(after.Addrs, func(addr netstate.Addr) bool { return !addr.Addr4() && addr.Dynamic() })
 		after.Routes = slices.DeleteFunc(after.Routes, func(route netstate.Route) bool { return route.IPv6 && route.Proto == netstate.ProtoRA })
 	}
+}
 
-	return ip, checkInherited(args, *after)
+// listenForRouters sets whether the kernel itself heeds router advertisements, where the manager leaves that to it.
+func listenForRouters(args Args, manager string, bridge *netstate.Link) {
+	value := map[string]string{"ra": "1", "static": "0"}[args.IPv6]
+	if value == "" || manager != netconfig.Ifupdown {
+		return
+	}
+
+	if bridge.Sysctls = maps.Clone(bridge.Sysctls); bridge.Sysctls == nil {
+		bridge.Sysctls = map[string]string{}
+	}
+
+	bridge.Sysctls["ipv6/accept_ra"] = value
 }
 
 // checkInherited finds a gateway that the addresses do not reach. (One that the host has now is reached.)
@@ -842,6 +872,8 @@ func makeRoute(bridge string, arg RouteArg) netstate.Route {
 	return route
 }
 
+const disableIPv6 = "ipv6/disable_ipv6"
+
 func dropIPv6(after *netstate.Target) {
 	after.Addrs = slices.DeleteFunc(after.Addrs, func(addr netstate.Addr) bool { return !addr.Addr4() })
 	after.Routes = slices.DeleteFunc(after.Routes, func(route netstate.Route) bool { return route.IPv6 })
@@ -849,7 +881,7 @@ func dropIPv6(after *netstate.Target) {
 	for i := range after.Links {
 		sysctls := maps.Clone(after.Links[i].Sysctls)
 		if sysctls != nil {
-			sysctls["ipv6/disable_ipv6"] = "1"
+			sysctls[disableIPv6] = "1"
 			after.Links[i].Sysctls = sysctls
 		}
 	}
