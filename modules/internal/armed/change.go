@@ -280,15 +280,21 @@ func restoreAgain(ctx context.Context, change *Change) error {
 		if err == nil || try == restoreTries {
 			return err
 		}
+
+		time.Sleep(time.Second)
 	}
 }
 
 func restore(ctx context.Context, change *Change) error {
-	errs := []error{writeFiles(change.Files, false)}
+	err := writeFiles(change.Files, false)
+	if err != nil {
+		// The manager is not told: it would take the files of the change.
+		return errors.Join(err, netstate.Execute(ctx, change.Before))
+	}
 
 	announce(ctx, change.Before, change.Old)
 
-	errs = append(errs, netstate.Execute(ctx, change.Before))
+	errs := []error{netstate.Execute(ctx, change.Before)}
 
 	faultPoint("restored-kernel")
 
@@ -309,7 +315,7 @@ func restore(ctx context.Context, change *Change) error {
 
 	// What counts is how it ended: a manager's refusal half-way is no matter when everything is as it was.
 	current, err := netstate.Read()
-	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 && errs[0] == nil {
+	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 {
 		return nil
 	}
 
