@@ -88,6 +88,8 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
+	h.hideSecrets(state)
+
 	if state.Armed != nil && armed.Phase(state.Armed.Phase).Open() && h.args.Phase != "plan" {
 		return state, nil // the rest is in motion, and no plan is made from it
 	}
@@ -212,6 +214,14 @@ func (h *host) hideSecrets(state State) {
 	files := slices.Concat(state.Files, state.Config.Files)
 	if state.Record != nil {
 		files = append(files, state.Record.Source.Files...)
+
+		for _, change := range state.Record.Files {
+			for _, file := range []*netconfig.File{change.Before, change.After} {
+				if file != nil {
+					files = append(files, *file)
+				}
+			}
+		}
 	}
 
 	for _, file := range files {
