@@ -39,6 +39,10 @@ type Probe struct {
 // String is the probe for people.
 func (p Probe) String() string { return fmt.Sprintf("%s (%s %s)", p.Why, p.Kind, p.Target) }
 
+// ErrSilent tells that a neighbour was asked for and nobody answered, which is an answer too. Any other error of that probe
+// means that it could not be asked.
+var ErrSilent = errors.New("nobody answers for the address")
+
 // timeout of one try.
 const timeout = 2 * time.Second
 
@@ -147,13 +151,13 @@ func neighbour(ctx context.Context, target, dev string) error {
 			}
 
 			if one.State&netlink.NUD_FAILED != 0 {
-				return errors.New("nobody answers for the address")
+				return ErrSilent
 			}
 		}
 
 		select {
 		case <-ctx.Done():
-			return errors.New("nobody answers for the address")
+			return ErrSilent
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
