@@ -195,7 +195,9 @@ func FuzzRender(f *testing.F) {
 		config := Config{Manager: manager, Renderer: Networkd, Applied: path, Files: []File{{Path: path, Content: text}}, MAC: eth0.MAC}
 		gateway := "10.0.0.2"
 
-		for _, ip := range []IP{{}, {Addresses: []string{"10.0.0.9/8", "fd00::9/64"}, Gateway4: &gateway, Nameservers: []string{"::1"}, IPv6: "off"}} {
+		routes := []Route{{To: "10.8.0.0/16", Via: "10.0.0.3", Table: 100, Metric: 50, OnLink: true}, {To: "2001:db8::/32", Metric: 7}}
+
+		for _, ip := range []IP{{}, {Routes: routes}, {Addresses: []string{"10.0.0.9/8", "fd00::9/64"}, Gateway4: &gateway, Nameservers: []string{"::1"}, Routes: routes[:1], IPv6: "off"}} {
 			changes, err := Render(config, Wanted{Bridge: "br0", Ports: []string{"eth0"}, MAC: eth0.MAC, VLANFiltering: true, IP: ip})
 			if err == nil {
 				require.NotEmpty(t, changes)
