@@ -210,7 +210,7 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 	verb := plan.Change
 
 	switch {
-	case args.State == "absent":
+	case args.State == "absent" && wanted.After.Link(args.Name) == nil:
 		verb = plan.Delete
 	case current.Net.Link(args.Name) == nil:
 		verb = plan.Create
@@ -1001,10 +1001,10 @@ func backTarget(bridge string, record *armed.Record, before netstate.Target) net
 	dynamic := slices.ContainsFunc(after.Addrs, netstate.Addr.Dynamic)
 	static := armed.Static(after)
 	after.Addrs, after.Routes, after.Lenient = static.Addrs, static.Routes, true
-	after.Links = slices.DeleteFunc(slices.Clone(record.Original.Links), func(link netstate.Link) bool { return link.Name == bridge })
+	after.Links = slices.Clone(record.Original.Links) // with the bridge, if it was somebody's before, and empty
 
 	for i := range after.Links {
-		if now := before.Link(after.Links[i].Name); now != nil {
+		if now := before.Link(after.Links[i].Name); now != nil && now.Name != bridge {
 			after.Links[i].Carrier = now.Carrier
 		}
 	}

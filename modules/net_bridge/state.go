@@ -90,6 +90,8 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
+	h.hideSecrets(state)
+
 	if state.Armed != nil && armed.Phase(state.Armed.Phase).Open() && h.args.Phase != "plan" {
 		return state, nil // the rest is in motion, and no plan is made from it
 	}
@@ -107,10 +109,15 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	state.NoProof = h.noProof()
 
 	if h.args.State == "present" && !h.args.inherits() && len(ports) > 0 && (h.args.Phase == "apply" || h.args.Phase == "stage" || h.args.Phase == "plan") {
-		state.Taken = takenAddresses(ctx, h.args, state.Net, ports[0])
+		var unasked []string
+
+		state.Taken, unasked, err = takenAddresses(ctx, h.args, state.Net, ports[0])
+		for _, address := range unasked {
+			h.task.Warn("whether another host has address %s could not be asked: link %q is down or without IPv6", address, ports[0])
+		}
 	}
 
-	return state, nil
+	return state, err
 }
 
 func (h *host) readArmed(state *State) error {
@@ -242,6 +249,14 @@ func (h *host) hideSecrets(state State) {
 	files := slices.Concat(state.Files, state.Config.Files)
 	if state.Record != nil {
 		files = append(files, state.Record.Source.Files...)
+
+		for _, change := range state.Record.Files {
+			for _, file := range []*netconfig.File{change.Before, change.After} {
+				if file != nil {
+					files = append(files, *file)
+				}
+			}
+		}
 	}
 
 	for _, file := range files {
@@ -251,14 +266,17 @@ func (h *host) hideSecrets(state State) {
 	}
 }
 
-// takenAddresses asks on the link for each wanted address that this host does not have.
-func takenAddresses(ctx context.Context, args Args, state netstate.Net, port string) []string {
-	dev := port
-	if link := state.Link(port); link != nil && link.Master == args.Name {
-		dev = args.Name
+// takenAddresses asks on the link for each wanted address that this host does not have. Unasked are those that cannot be
+// asked for because the link is down or has no IPv6; that anything else stands in the way is an error.
+func takenAddresses(ctx context.Context, args Args, state netstate.Net, port string) (taken, unasked []string, err error) {
+	link := state.Link(port)
+	if link != nil && link.Master == args.Name && state.Link(args.Name) != nil {
+		link = state.Link(args.Name)
 	}
 
-	var taken []string
+	if link == nil {
+		return nil, nil, nil // the plan refuses it
+	}
 
 	for _, text := range args.Addresses {
 		prefix, err := netip.ParsePrefix(text)
@@ -266,11 +284,23 @@ func takenAddresses(ctx context.Context, args Args, state netstate.Net, port str
 			continue
 		}
 
-		err = netprobe.Run(ctx, netprobe.Probe{Kind: netprobe.Neighbour, Target: prefix.Addr().String()}, dev)
-		if err == nil {
-			taken = append(taken, prefix.Addr().String())
+		address := prefix.Addr().String()
+
+		if !link.Up || prefix.Addr().Is6() && link.Sysctls["ipv6/disable_ipv6"] != "0" {
+			unasked = append(unasked, address)
+
+			continue
+		}
+
+		err = netprobe.Run(ctx, netprobe.Probe{Kind: netprobe.Neighbour, Target: address, Why: "address in use"}, link.Name)
+
+		switch {
+		case err == nil:
+			taken = append(taken, address)
+		case !errors.Is(err, netprobe.ErrSilent):
+			return nil, nil, fmt.Errorf("asking whether another host has address %s: %w", address, err)
 		}
 	}
 
-	return taken
+	return taken, unasked, nil
 }

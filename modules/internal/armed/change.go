@@ -52,7 +52,7 @@ func (s Store) Apply(ctx context.Context) error {
 
 	faultPoint("kernel")
 
-	err = activate(ctx, change.New, settleLimit)
+	err = activate(ctx, change.New, settleTime(change.After))
 	if err != nil {
 		return err
 	}
@@ -129,10 +129,21 @@ func Static(target netstate.Target) netstate.Target {
 	return static
 }
 
+// settleTime is settleLimit, and what a spanning tree takes on top of that: its ports listen and learn first, each for the
+// forward delay (IEEE 802.1D, 8.4), and until one of them forwards the bridge has no carrier, and no DHCP server.
+func settleTime(target netstate.Target) time.Duration {
+	bridge := target.Link(target.Bridge)
+	if bridge == nil || bridge.Bridge == nil || !bridge.Bridge.STP {
+		return settleLimit
+	}
+
+	return settleLimit + 2*time.Duration(bridge.Bridge.ForwardDelay)*10*time.Millisecond
+}
+
 // settleKernel puts right what the manager took away because no file has it, waits for what a DHCP server gives, and
 // leaves no doubt: the target must be reached twice in a row.
 func settleKernel(ctx context.Context, target netstate.Target, manager Manager) error {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	ctx, cancel := context.WithTimeout(ctx, settleTime(target))
 	defer cancel()
 
 	static := Static(target)
@@ -298,7 +309,7 @@ func restore(ctx context.Context, change *Change) error {
 
 	faultPoint("restored-kernel")
 
-	errs = append(errs, activate(ctx, change.Old, settleLimit))
+	errs = append(errs, activate(ctx, change.Old, settleTime(change.Before)))
 
 	faultPoint("restored-manager")
 
