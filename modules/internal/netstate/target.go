@@ -27,7 +27,7 @@ type Target struct {
 // Capture makes a target of what is: executed later, it restores it.
 func Capture(n Net, bridge string, ports []string) Target {
 	scope := append([]string{bridge}, ports...)
-	target := Target{Bridge: bridge, Addrs: n.AddrsOf(scope...), Routes: n.RoutesOf(scope...), Rules: n.RulesOf(scope...)}
+	target := Target{Bridge: bridge, Addrs: n.AddrsOf(scope...), Routes: n.RoutesOf(scope...), Rules: n.RulesFor(scope...)}
 
 	for _, name := range scope {
 		if link := n.Link(name); link != nil {
@@ -344,25 +344,23 @@ func (r Route) same(other Route) bool {
 	return reflect.DeepEqual(r, other)
 }
 
+// same compares what a rule selects and does.
+func (r Rule) same(other Rule) bool {
+	r.Proto, other.Proto = 0, 0
+
+	return reflect.DeepEqual(r, other)
+}
+
 func (p *planner) rules() {
-	have := p.current.RulesOf(p.scope...)
-	same := func(a Rule) func(Rule) bool {
-		return func(b Rule) bool {
-			a, b := a, b
-			a.Proto, b.Proto = 0, 0
-
-			return reflect.DeepEqual(a, b)
-		}
-	}
-
-	for _, rule := range have {
-		if !slices.ContainsFunc(p.target.Rules, same(rule)) {
+	// One that only speaks of a source or table may be somebody's who came later; it does no harm.
+	for _, rule := range p.current.RulesOf(p.scope...) {
+		if !slices.ContainsFunc(p.target.Rules, rule.same) {
 			p.add(Op{Verb: DeleteRule, Rule: &rule})
 		}
 	}
 
 	for i := range p.target.Rules {
-		if !slices.ContainsFunc(have, same(p.target.Rules[i])) {
+		if !slices.ContainsFunc(p.current.Rules, p.target.Rules[i].same) {
 			p.add(Op{Verb: AddRule, Rule: &p.target.Rules[i]})
 		}
 	}
@@ -435,7 +433,9 @@ func Simulate(current Net, target Target) Net {
 		Links:  slices.DeleteFunc(slices.Clone(current.Links), func(l Link) bool { return in(l.Name) }),
 		Addrs:  slices.DeleteFunc(slices.Clone(current.Addrs), func(a Addr) bool { return in(a.Link) }),
 		Routes: slices.DeleteFunc(slices.Clone(current.Routes), func(r Route) bool { return slices.ContainsFunc(r.Devs(), in) }),
-		Rules:  slices.DeleteFunc(slices.Clone(current.Rules), func(r Rule) bool { return in(r.Iif) || in(r.Oif) }),
+		Rules: slices.DeleteFunc(slices.Clone(current.Rules), func(r Rule) bool {
+			return in(r.Iif) || in(r.Oif) || slices.ContainsFunc(target.Rules, r.same)
+		}),
 	}
 
 	for _, link := range target.Links {
