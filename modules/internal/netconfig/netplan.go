@@ -61,6 +61,11 @@ func netdevFolder(bridge string) string {
 	return networkdFolders[0] + "/10-netplan-" + bridge + ".netdev.d"
 }
 
+// HasOwnFolder tells of a drop-in for what netplan generates, whose folder is there for it alone.
+func HasOwnFolder(file string) bool {
+	return strings.HasPrefix(filepath.Base(filepath.Dir(file)), "10-netplan-")
+}
+
 // netplanPort are the keys of a device that stay with it when it becomes a port (netplan(5)): how it is found, and what
 // acts on the wire. All others say something about addresses, routes and names, and go to the bridge.
 var netplanPort = []string{
