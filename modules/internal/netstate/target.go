@@ -464,15 +464,9 @@ func Simulate(current Net, target Target) Net {
 
 // InheritedSysctls are what a bridge takes over of a port's own settings.
 func InheritedSysctls(port Link) map[string]string {
-	keys := []string{
-		"ipv4/rp_filter", "ipv4/arp_ignore", "ipv4/arp_announce", "ipv4/arp_filter", "ipv4/accept_redirects", "ipv4/send_redirects",
-		"ipv4/accept_source_route", "ipv4/forwarding", "ipv4/log_martians", "ipv4/proxy_arp",
-		"ipv6/accept_ra", "ipv6/autoconf", "ipv6/forwarding", "ipv6/use_tempaddr", "ipv6/accept_redirects", "ipv6/disable_ipv6",
-		"ipv6/accept_ra_defrtr", "ipv6/accept_ra_pinfo", "ipv6/accept_ra_rt_info_max_plen", "ipv6/addr_gen_mode",
-	}
 	taken := map[string]string{}
 
-	for _, key := range keys {
+	for _, key := range keptSysctls {
 		if value, ok := port.Sysctls[key]; ok {
 			taken[key] = value
 		}
