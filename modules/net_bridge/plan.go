@@ -236,6 +236,10 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 		return
 	}
 
+	if ports := current.Net.Ports(args.Name); args.State == "present" && !args.STP && len(wanted.After.Links) > 2 && len(ports) < 2 {
+		out.Add(plan.Report, object, nil, "several ports without stp: where two of them lead to the same network, frames go round without end")
+	}
+
 	if args.ConfirmTimeout == 0 {
 		out.Add(plan.Report, object, nil, "confirm_timeout is 0: once the change is made, nothing will undo it")
 	}
@@ -278,6 +282,11 @@ func present(args Args, current State) (*armed.Change, error) {
 	}
 
 	ports, err := findPorts(args, current)
+	if err != nil {
+		return nil, err
+	}
+
+	ports, err = checkSamePorts(args, current, ports)
 	if err != nil {
 		return nil, err
 	}
@@ -364,7 +373,7 @@ func makeChange(args Args, current State, ports []string) (*armed.Change, error)
 		source, original = current.Record.Source, current.Record.Original
 	}
 
-	err := errors.Join(checkManager(args, source, ports), checkOdd(original))
+	err := errors.Join(checkManager(args, source, ports), checkOdd(original), checkFurther(args, original, ports))
 	if err != nil {
 		return nil, first(err)
 	}
@@ -434,17 +443,8 @@ func managerNow(current State, ports []string) armed.Manager {
 	manager := armed.Manager{Name: current.Config.Manager, Renderer: current.Config.Renderer, Expect: map[string]string{}}
 
 	if current.Record == nil {
-		if manager.Name == netconfig.Networkd || manager.Renderer == netconfig.Networkd {
-			for _, port := range ports {
-				manager.Expect[port] = current.Config.Applied
-			}
-		}
-
+		manager.Expect, manager.Profiles = netconfig.InForce(current.Config, ports)
 		manager.Up = append([]string{"-" + current.Name}, ports...)
-
-		if manager.Name == netconfig.NetworkManager || manager.Renderer == netconfig.NetworkManager {
-			manager.Profiles = []string{current.Config.Profile}
-		}
 	} else {
 		manager.Name, manager.Renderer = current.Record.Source.Manager, current.Record.Source.Renderer
 		manager.Up = []string{current.Name}
@@ -505,7 +505,72 @@ func checkManager(args Args, source netconfig.Config, ports []string) error {
 		return ansible.Fail(CodeManager, "name the right one with manager", "link %q is configured by %s and by %s", ports[0], source.Manager, strings.Join(source.Others, " and "))
 	}
 
+	for _, name := range ports[1:] {
+		port := source.Ports[name]
+
+		switch {
+		case port.Manager != "" && port.Manager != source.Manager:
+			return ansible.Fail(CodeManager, "have one manager configure all ports", "link %q is configured by %s, and link %q by %s", ports[0], source.Manager, name, port.Manager)
+		case len(port.Others) > 0 && args.Manager == auto:
+			return ansible.Fail(CodeManager, "name the right one with manager", "link %q is configured by %s and by %s", name, port.Manager, strings.Join(port.Others, " and "))
+		}
+	}
+
 	return nil
+}
+
+// checkFurther refuses a second port with addresses or routes of its own: a bridge takes over what one port has, and those
+// would be lost with the next restart of the host.
+func checkFurther(args Args, original netstate.Target, ports []string) error {
+	if !args.inherits() {
+		return nil
+	}
+
+	const hint = "remove it, name that port first, or give the bridge's addresses"
+
+	for _, addr := range original.Addrs {
+		if slices.Contains(ports[1:], addr.Link) && !advertised(addr) {
+			return ansible.Fail(CodePort, hint, "port %q has address %s, but the bridge takes over what its first port %q has", addr.Link, addr.Prefix, ports[0])
+		}
+	}
+
+	for _, route := range original.Routes {
+		if route.Proto != netstate.ProtoRA && slices.ContainsFunc(route.Devs(), func(dev string) bool { return slices.Contains(ports[1:], dev) }) {
+			return ansible.Fail(CodePort, hint, "port %q has route %s, but the bridge takes over what its first port %q has", route.Devs()[0], route, ports[0])
+		}
+	}
+
+	return nil
+}
+
+// advertised tells of an address that a router's advertisement gave, and gives to the bridge again.
+func advertised(addr netstate.Addr) bool { return addr.Dynamic() && !addr.Addr4() }
+
+// inherited is what the bridge takes over: what the first port has, and the rules of all.
+func inherited(original netstate.Target, ports []string) netstate.Target {
+	further := func(dev string) bool { return slices.Contains(ports[1:], dev) }
+
+	original.Addrs = slices.DeleteFunc(slices.Clone(original.Addrs), func(addr netstate.Addr) bool { return further(addr.Link) })
+	original.Routes = slices.DeleteFunc(slices.Clone(original.Routes), func(route netstate.Route) bool { return slices.ContainsFunc(route.Devs(), further) })
+
+	return original
+}
+
+// checkSamePorts gives the ports in the order of the first change, and refuses others than it had: what a port had before is
+// known of those alone.
+func checkSamePorts(args Args, current State, ports []string) ([]string, error) {
+	if current.Record == nil {
+		return ports, nil
+	}
+
+	had := current.Record.Ports
+
+	if len(ports) != len(had) || slices.ContainsFunc(ports, func(port string) bool { return !slices.Contains(had, port) }) {
+		return nil, ansible.Fail(CodePort, "put the network back first (state: absent), and make the bridge anew",
+			"ports %s: bridge %q was made with %s, and its ports cannot be changed", strings.Join(ports, ", "), args.Name, strings.Join(had, ", "))
+	}
+
+	return had, nil
 }
 
 // checkOdd refuses what could not be put back.
@@ -597,7 +662,8 @@ func wantedTarget(args Args, current State, original, before netstate.Target, po
 
 	listenForRouters(args, source.Manager, &bridge)
 
-	after := netstate.Move(original, bridge, ports)
+	taken := inherited(original, ports)
+	after := netstate.Move(taken, bridge, ports)
 
 	if current.Record != nil {
 		// Links as they are now; what DHCP gave the port then is over.
@@ -612,7 +678,7 @@ func wantedTarget(args Args, current State, original, before netstate.Target, po
 		}
 	}
 
-	ip, err := applyIP(args, &after, original)
+	ip, err := applyIP(args, &after, taken)
 	if err != nil {
 		return after, ip, err
 	}
@@ -966,19 +1032,10 @@ func absent(args Args, current State) (*armed.Change, error) {
 
 	old := managerNow(current, record.Ports)
 	back := armed.Manager{
-		Name: record.Source.Manager, Renderer: record.Source.Renderer, Expect: map[string]string{}, Up: append([]string{"-" + args.Name}, record.Ports...),
+		Name: record.Source.Manager, Renderer: record.Source.Renderer, Up: append([]string{"-" + args.Name}, record.Ports...),
 		Dynamic: dynamicLink(record.Original.Addrs),
 	}
-
-	if back.Name == netconfig.Networkd || back.Renderer == netconfig.Networkd {
-		for _, port := range record.Ports {
-			back.Expect[port] = record.Source.Applied
-		}
-	}
-
-	if back.Name == netconfig.NetworkManager || back.Renderer == netconfig.NetworkManager {
-		back.Profiles = []string{record.Source.Profile}
-	}
+	back.Expect, back.Profiles = netconfig.InForce(record.Source, record.Ports)
 
 	return &armed.Change{
 		Summary: "and give all it has back to " + strings.Join(record.Ports, ", "),

@@ -173,14 +173,21 @@ func trimSysctls(state *netstate.Net, keep []string) {
 }
 
 func (h *host) readFiles(state *State, ports []string) error {
-	var err error
+	for i, port := range ports {
+		link := state.Net.Link(port)
+		if link == nil {
+			continue // the plan refuses it
+		}
 
-	if len(ports) > 0 {
-		if link := state.Net.Link(ports[0]); link != nil {
-			state.Config, err = netconfig.Read("", *link, h.args.Name, h.args.Manager)
-			if err != nil {
-				return fmt.Errorf("reading how link %q is configured: %w", link.Name, err)
-			}
+		config, err := netconfig.Read("", *link, h.args.Name, h.args.Manager)
+		if err != nil {
+			return fmt.Errorf("reading how link %q is configured: %w", link.Name, err)
+		}
+
+		if i == 0 {
+			state.Config = config
+		} else {
+			state.Config.Add(port, config)
 		}
 	}
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -139,7 +140,7 @@ func readBridge(store armed.Store, current netstate.Net, link netstate.Link) (Br
 	}
 
 	for i := range bridge.Ports {
-		bridge.Ports[i].Managed = record != nil && contains(record.Ports, bridge.Ports[i].Name)
+		bridge.Ports[i].Managed = record != nil && slices.Contains(record.Ports, bridge.Ports[i].Name)
 	}
 
 	if record == nil {
@@ -159,16 +160,6 @@ func readBridge(store armed.Store, current netstate.Net, link netstate.Link) (Br
 	bridge.Managed, bridge.Manager = true, record.Source.Manager
 
 	return bridge, compare(&bridge, current, record)
-}
-
-func contains(list []string, one string) bool {
-	for _, each := range list {
-		if each == one {
-			return true
-		}
-	}
-
-	return false
 }
 
 func makeBridge(current netstate.Net, link netstate.Link) Bridge {

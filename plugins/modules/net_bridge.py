@@ -46,6 +46,9 @@ options:
     description:
       - The links that become ports, by name or by MAC.
       - C(auto) is the link of the default route; refused when default routes lead over several.
+      - Of several the first gives the bridge its MAC and, with I(addresses=inherit), all else; a further one may have no
+        addresses or routes of its own then. All have the same manager, or further ones none. With ifupdown there can be one.
+      - The ports of a bridge that this module made cannot be changed. Take it back and make it anew.
     type: list
     elements: str
     default: [auto]
@@ -53,7 +56,7 @@ options:
     description:
       - The bridge's addresses with their prefix lengths, for example C(192.168.1.10/24). They take the place of all that the
         port has, DHCP included. Refused when another host answers for one of them.
-      - C(inherit) is everything that the port has, DHCP included.
+      - C(inherit) is everything that the first port has, DHCP included.
     type: list
     elements: str
     default: [inherit]

@@ -106,6 +106,43 @@ func keyfilePath(name string) string {
 // renderKeyfile makes a profile for the bridge with what the port's has, one for each port, and takes the port's old
 // profile away, which would otherwise be activated again.
 func renderKeyfile(config Config, wanted Wanted) ([]Change, error) {
+	sections, err := keyfileSections(config)
+	if err != nil {
+		return nil, err
+	}
+
+	bridge, err := keyfileBridge(config, sections, wanted)
+	if err != nil {
+		return nil, err
+	}
+
+	changes := []Change{write(config, keyfilePath(wanted.Bridge), header+renderINI(bridge), 0o600)}
+
+	for i, port := range wanted.Ports {
+		applied := config.port(port).Applied
+
+		var own []section
+
+		// A further port that nobody configures, or whose profile is only made up, has nothing that would stand in the way.
+		if i == 0 || applied != "" {
+			own, err = keyfileSections(config.as(port))
+			if err != nil {
+				return nil, err
+			}
+		}
+
+		if away := (Change{Path: applied}); applied != "" && !slices.Contains(changes, away) {
+			changes = append(changes, away)
+		}
+
+		changes = append(changes, write(config, keyfilePath(wanted.Bridge+"-"+port), header+renderINI(keyfilePortProfile(own, wanted, port)), 0o600))
+	}
+
+	return changes, nil
+}
+
+// keyfileSections is what a port's own profile says.
+func keyfileSections(config Config) ([]section, error) {
 	applied := config.File(config.Applied)
 
 	switch {
@@ -120,21 +157,7 @@ func renderKeyfile(config Config, wanted Wanted) ([]Change, error) {
 		return nil, unsupported("profile %q makes the link part of another device", config.Applied)
 	}
 
-	bridge, err := keyfileBridge(config, sections, wanted)
-	if err != nil {
-		return nil, err
-	}
-
-	changes := []Change{
-		write(config, keyfilePath(wanted.Bridge), header+renderINI(bridge), 0o600),
-		{Path: config.Applied},
-	}
-
-	for _, port := range wanted.Ports {
-		changes = append(changes, write(config, keyfilePath(wanted.Bridge+"-"+port), header+renderINI(keyfilePortProfile(sections, wanted, port)), 0o600))
-	}
-
-	return changes, nil
+	return sections, nil
 }
 
 func keyfileBridge(config Config, sections []section, wanted Wanted) ([]section, error) {

@@ -155,7 +155,7 @@ func TestSecretsAreFound(t *testing.T) {
 		"YAML, block":      {"password: >-\n  block of words\n", []string{"block of words"}},
 		"no YAML":          {"network: {wifis: {a: {password: 'torn off'\n", []string{"torn off"}},
 		"commented out":    {"# psk=still-a-secret\n", []string{"still-a-secret"}},
-		"nothing":          {"network:\n  ethernets:\n    eth0:\n      dhcp4: true\n      dhcp-identifier: mac\n", nil},
+		"nothing":          {"network:\n  ethernets:\n    eth0:\n      dhcp4: true\n      dhcp-identifier: mac\n      shared: false\n", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			assert.ElementsMatch(t, each.want, Secrets(each.text))

@@ -33,7 +33,7 @@ func Secrets(text string) []string {
 
 	add := func(secret string) {
 		secret = strings.TrimSpace(secret)
-		if len(secret) >= shortest && !slices.Contains(found, secret) {
+		if len(secret) >= shortest && secret != "false" && !slices.Contains(found, secret) {
 			found = append(found, secret)
 		}
 	}
