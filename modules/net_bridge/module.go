@@ -87,6 +87,8 @@ type Armed struct {
 
 	Wanted string `json:"wanted"`
 	Ours   bool   `json:"ours,omitempty"` // armed by this very task, which goes on over a new connection
+	// Provable tells that this task's connection is newer than the change, or that a newer one can be had.
+	Provable bool `json:"provable,omitempty"`
 }
 
 // Failure codes of this module.

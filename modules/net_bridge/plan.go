@@ -139,10 +139,14 @@ func planArmed(out *plan.Plan[State], args Args, current State, object string) (
 		out.After.Armed = nil
 
 		return true, nil
-	case phase == armed.Applied && old.Wanted == args.wanted && args.Phase == "apply":
-		// Who asked for it was cut off. The connection of now may be the proof that was missing.
+	case phase == armed.Applied && old.Provable && old.Wanted == args.wanted && args.Phase == "apply":
+		// Who asked for it was cut off. The connection of now is the proof that was missing.
 		out.Add(plan.Change, object, confirm{old.Ticket}, "confirm change %s: %s", old.Ticket, old.Summary)
 		out.After.Armed = nil
+
+		return true, nil
+	case phase == armed.Applied && old.Guarded && old.Wanted == args.wanted && args.Phase == "apply":
+		out.Add(plan.Report, object, nil, "change %s waits to be confirmed over a new connection (phase: confirm)", old.Ticket)
 
 		return true, nil
 	}

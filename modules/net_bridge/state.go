@@ -133,6 +133,9 @@ func (h *host) readArmed(state *State) error {
 
 	shown := show(change, guarded)
 	shown.Ours = h.task.Reconnected(change.ID)
+
+	session := armed.FindSession()
+	shown.Provable = session.SSH && (h.task.CanReconnect() || session.Started > change.AppliedAt)
 	state.Armed = &shown
 
 	return nil

@@ -4,7 +4,10 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -95,9 +98,12 @@ func (s *site) endures(t *testing.T, f fault) {
 
 	running := s.start(t, host, "net_bridge", wanted(f.args))
 
+	there, err := host.File("/run/thinkube-fault." + f.at)
+	require.NoError(t, err)
+
 	// How long Ansible takes to get there is not what is judged.
 	eventually(t, 3*time.Minute, "the fault's place was not reached", func() bool {
-		_, err := host.Run(t.Context(), "test -e /run/thinkube-fault."+f.at)
+		_, err := os.Stat(there)
 
 		return err == nil
 	})
@@ -160,14 +166,25 @@ func again(t *testing.T, host *lab.Host) bool {
 	return true
 }
 
-// atRest tells whether a new connection to the host's address works and nothing is under way.
+// atRest tells whether nothing is under way and a new connection to the host's address works. That is only tried once the first
+// is so: each try costs the host more than all else.
 func atRest(ctx context.Context, host *lab.Host) bool {
+	path, err := host.File("/var/lib/thinkube/net_bridge/armed.json")
+	if err != nil {
+		return false
+	}
+
+	text, err := os.ReadFile(path)
+	if !errors.Is(err, fs.ErrNotExist) && !strings.Contains(string(text), `"phase": "rolled_back"`) {
+		return false
+	}
+
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 
-	out, err := host.SSH(ctx, "root", `f=/var/lib/thinkube/net_bridge/armed.json; [ ! -e $f ] || grep -q '"phase": "rolled_back"' $f && echo rest`)
+	_, err = host.SSH(ctx, "root", "true")
 
-	return err == nil && strings.Contains(out, "rest")
+	return err == nil
 }
 
 // isWhole tells that the host is as before, or as it was to become, and nothing between; and which.
@@ -183,6 +200,12 @@ func (s *site) isWhole(t *testing.T, host *lab.Host, ends string) string {
 	}
 
 	if ends != "new" {
+		eventually(t, 10*time.Second, "the guard has ended", func() bool {
+			_, err := host.Run(t.Context(), "test ! -e /run/systemd/transient/thinkube-net-bridge.service")
+
+			return err == nil
+		})
+
 		differs, err := host.Diff(t.Context(), before, "file /root/.cache", "file /root/.cache/**", "file /var/lib/thinkube", "file /var/lib/thinkube/**",
 			"unit thinkube-net-bridge*", "file /home/admin/.sudo_as_admin_successful")
 		require.NoError(t, err)

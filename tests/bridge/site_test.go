@@ -12,6 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -49,6 +50,7 @@ const (
 
 // site is the lab, with hosts that tests borrow, and a collection whose program can be made to fail.
 type site struct {
+	alone net.Listener // held to the end
 	lab   *lab.Lab
 	root  string
 	hosts chan *lab.Host
@@ -112,8 +114,29 @@ func needSite(t *testing.T) *site {
 	return theSite
 }
 
+// turn waits until no other run of these tests is on this machine. The socket has no file, and goes with the process.
+func turn() (net.Listener, error) {
+	for told := false; ; time.Sleep(time.Second) {
+		alone, err := net.Listen("unix", "@thinkube-bridge-tests")
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return alone, err
+		}
+
+		if !told {
+			fmt.Fprintln(os.Stderr, "waiting for another run of these tests to end")
+
+			told = true
+		}
+	}
+}
+
 func makeSite() (*site, error) {
 	root, err := filepath.Abs("../..")
+	if err != nil {
+		return nil, err
+	}
+
+	alone, err := turn()
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +169,7 @@ func makeSite() (*site, error) {
 		return nil, fmt.Errorf("giving the gateway its IPv6 address: %w: %s", err, out)
 	}
 
-	made := &site{lab: up, root: root, hosts: make(chan *lab.Host, hostCount)}
+	made := &site{alone: alone, lab: up, root: root, hosts: make(chan *lab.Host, hostCount)}
 
 	err = up.Snapshot(ctx, before)
 

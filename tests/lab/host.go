@@ -446,6 +446,15 @@ func (h *Host) ExecArgs(argv ...string) ([]string, error) {
 	return append(enter, argv...), nil
 }
 
+// File is where the machine sees a file of the running host, until that is switched off.
+func (h *Host) File(path string) (string, error) {
+	leader, err := h.leader()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/proc/%d/root%s", leader.PID, path), nil
+}
+
 // SSHArgs is the command line with which the machine logs in to the host.
 func (h *Host) SSHArgs(user string) []string {
 	return []string{"ssh", "-F", "none", "-i", h.lab.KeyFile(), "-o", "UserKnownHostsFile=" + h.lab.KnownHostsFile(),
