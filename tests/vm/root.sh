@@ -24,8 +24,10 @@ chmod 755 "$root/usr/sbin/policy-rc.d"
 chroot "$root" apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install udev </dev/null
 rm "$root/usr/sbin/policy-rc.d"
 
-# lab-boot makes a host of a container.
-chroot "$root" systemctl -q mask lab-boot.service systemd-random-seed.service systemd-update-utmp.service \
+# It makes a host of a container.
+chroot "$root" systemctl -q disable lab-boot.service
+# What an emulated processor would be busy with for nothing.
+chroot "$root" systemctl -q mask systemd-random-seed.service systemd-update-utmp.service \
     systemd-update-utmp-runlevel.service systemd-journal-flush.service
 # Nothing of /etc has to be made anew at boot (systemd-update-done.service(8)).
 touch "$root/etc/.updated"

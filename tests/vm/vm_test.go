@@ -5,6 +5,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -112,4 +113,19 @@ func TestBadMachines(t *testing.T) {
 		require.NoError(t, os.RemoveAll(guest.dir))
 		require.ErrorContains(t, err, each.says, name)
 	}
+}
+
+// eventually polls until check is true; the error says what was waited for.
+func eventually(ctx context.Context, limit time.Duration, what string, check func() bool) error {
+	for end := time.Now().Add(limit); !check(); {
+		if time.Now().After(end) {
+			return fmt.Errorf("not within %s: %s", limit, what)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	return nil
 }
