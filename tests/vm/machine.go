@@ -139,7 +139,8 @@ func Need(t testing.TB) {
 	}
 }
 
-// Boot starts a machine and waits until it takes commands. It ends with the test.
+// Boot starts a machine and waits until it takes commands and, with a root, its systemd has started everything; what of that
+// has failed is an error. It ends with the test.
 func Boot(t testing.TB, machine Machine) *Guest {
 	t.Helper()
 	Need(t)
@@ -246,8 +247,22 @@ func (g *Guest) args() []string {
 	return args
 }
 
+// systemdIsDone waits for what a boot starts. systemctl can wait only once systemd listens.
+const systemdIsDone = `until [ -S /run/systemd/private ]; do sleep 0.2; done
+systemctl is-system-running --wait || { systemctl --failed --plain --no-legend; exit 1; }`
+
 // start boots the machine, once more if it was booted before.
 func (g *Guest) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	err := g.launch(ctx)
+	if err == nil && g.machine.Root != "" && g.machine.Initrd == "" {
+		_, err = g.Sh(ctx, systemdIsDone)
+	}
+	return err
+}
+
+func (g *Guest) launch(ctx context.Context) error {
 	g.lock.Lock()
 	defer g.lock.Unlock()
 	for _, name := range []string{"qmp", "agent.sock"} {
@@ -260,8 +275,6 @@ func (g *Guest) start(ctx context.Context) error {
 		return err
 	}
 	g.qemu = life
-	ctx, cancel := context.WithTimeout(ctx, bootLimit)
-	defer cancel()
 	ready := life.expect(wire.Ready)
 	if g.machine.Initrd == "" {
 		port, err := life.dial(ctx, g.path("agent.sock"))
