@@ -255,3 +255,43 @@ func TestBadInputTouchesNothing(t *testing.T) {
 		})
 	}
 }
+
+// TestIPv6ModesOfTheKernel goes through the ways to have IPv6 where the manager leaves router advertisements to the kernel.
+func TestIPv6ModesOfTheKernel(t *testing.T) {
+	t.Parallel()
+
+	program := hosttest.Build(t, "./cmd")
+	host := hosttest.New(t, hosttest.Uplink)
+	before := host.Shown(t)
+
+	run := func(more map[string]any) {
+		more["confirm_timeout"] = "0"
+
+		got := host.Run(t, program, args(more))
+		require.False(t, got.Failed, got.Msg)
+		require.True(t, got.Changed, more)
+
+		got = host.Run(t, program, args(more))
+		require.False(t, got.Failed, got.Msg)
+		require.False(t, got.Changed, got.Steps)
+	}
+
+	for _, each := range []struct{ mode, addresses, setting, value string }{
+		{"off", "", "disable_ipv6", "1"},
+		{"static", "fd00:1::11/64", "accept_ra", "0"},
+		{"ra", "fd00:1::11/64", "accept_ra", "1"},
+		{"off", "", "disable_ipv6", "1"},
+		{"inherit", "fd00:1::11/64", "disable_ipv6", "0"},
+	} {
+		run(map[string]any{"ipv6": each.mode})
+		assert.Equal(t, each.addresses, strings.TrimSpace(host.Sh(t, "ip -o -6 addr show dev br0 scope global | sed 's/.*inet6 \\([^ ]*\\).*/\\1/'")), each.mode)
+		assert.Equal(t, each.value, strings.TrimSpace(host.Sh(t, "cat /proc/sys/net/ipv6/conf/br0/"+each.setting)), each.mode)
+
+		written := host.Sh(t, "cat /etc/network/interfaces")
+		assert.Equal(t, each.mode != "off", strings.Contains(written, "iface br0 inet6 static"), each.mode)
+		assert.Equal(t, each.mode != "inherit", strings.Contains(written, "pre-up echo "+each.value+" 2>/dev/null >/proc/sys/net/ipv6/conf/br0/"+each.setting), each.mode)
+	}
+
+	run(map[string]any{"state": "absent"})
+	require.Equal(t, before, host.Shown(t))
+}
