@@ -151,11 +151,7 @@ func (s *site) moves(t *testing.T, m manager) {
 		advertise(t, host)
 	}
 
-	address := host.Address().String()
-	script := strings.NewReplacer("ADDRESS2", strings.Replace(address, ".94.", ".94.2", 1), "ADDRESS6", address6(host), "ADDRESS", address,
-		"GATEWAY6", gateway6, "GATEWAY", gateway).Replace(m.script)
-	sh(t, host, "{ apt-get -qq update\n"+script+"\n} >/dev/null 2>&1 || true")
-	eventually(t, 30*time.Second, "the host is reached after its manager was changed", func() bool { return atRest(t.Context(), host) })
+	m.takesOver(t, host, "")
 	eventually(t, 30*time.Second, "the host has what its manager was told", func() bool {
 		return m.dhcp && !m.ra || strings.Contains(sh(t, host, "ip -6 route show default"), "default") && strings.Contains(sh(t, host, "ip -6 addr show scope global -tentative"), "global")
 	})
@@ -197,6 +193,17 @@ func (s *site) moves(t *testing.T, m manager) {
 	t.Logf("away for %s on the way there, %s on the way back", moved, back)
 	assert.Less(t, moved, busyGap)
 	assert.Less(t, back, busyGap)
+}
+
+// takesOver gives the host to the manager, and does more then.
+func (m manager) takesOver(t *testing.T, host *lab.Host, more string) {
+	t.Helper()
+
+	address := host.Address().String()
+	script := strings.NewReplacer("ADDRESS2", strings.Replace(address, ".94.", ".94.2", 1), "ADDRESS6", address6(host), "ADDRESS", address,
+		"GATEWAY6", gateway6, "GATEWAY", gateway).Replace(m.script)
+	sh(t, host, "{ apt-get -qq update\n"+script+"\n"+more+"\n} >/dev/null 2>&1 || true")
+	eventually(t, 30*time.Second, "the host is reached after its manager was changed", func() bool { return atRest(t.Context(), host) })
 }
 
 // understandsGolden has the real program read what the renderers' own tests compare with.
