@@ -1066,7 +1066,7 @@ func backTarget(bridge string, record *armed.Record, before netstate.Target) net
 
 	for i := range after.Links {
 		if now := before.Link(after.Links[i].Name); now != nil && now.Name != bridge {
-			after.Links[i].Carrier = now.Carrier
+			after.Links[i].Carrier = now.Carrier && after.Links[i].Up // one that is set down has none
 		}
 	}
 

@@ -152,9 +152,6 @@ func (s *site) moves(t *testing.T, m manager) {
 	}
 
 	m.takesOver(t, host, "")
-	eventually(t, 30*time.Second, "the host has what its manager was told", func() bool {
-		return m.dhcp && !m.ra || strings.Contains(sh(t, host, "ip -6 route show default"), "default") && strings.Contains(sh(t, host, "ip -6 addr show scope global -tentative"), "global")
-	})
 
 	network := sh(t, host, shownNetwork)
 	files := sh(t, host, shownFiles)
@@ -204,6 +201,9 @@ func (m manager) takesOver(t *testing.T, host *lab.Host, more string) {
 		"GATEWAY6", gateway6, "GATEWAY", gateway).Replace(m.script)
 	sh(t, host, "{ apt-get -qq update\n"+script+"\n"+more+"\n} >/dev/null 2>&1 || true")
 	eventually(t, 30*time.Second, "the host is reached after its manager was changed", func() bool { return atRest(t.Context(), host) })
+	eventually(t, 30*time.Second, "the host has what its manager was told", func() bool {
+		return m.dhcp && !m.ra || strings.Contains(sh(t, host, "ip -6 route show default"), "default") && strings.Contains(sh(t, host, "ip -6 addr show scope global -tentative"), "global")
+	})
 }
 
 // understandsGolden has the real program read what the renderers' own tests compare with.
