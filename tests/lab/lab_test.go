@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -35,7 +36,9 @@ func testConfig(t *testing.T) Config {
 	}
 	dir, err := os.MkdirTemp("/var/tmp", "labtest")
 	require.NoError(t, err)
-	cfg := Config{Name: "labtest", Hosts: 2, Subnet: netip.MustParsePrefix("10.177.91.0/24"),
+	// A name of its own: what a killed run left, or one beside this has, is none of this test's.
+	name := fmt.Sprintf("lt%06x", rand.IntN(1<<24))
+	cfg := Config{Name: name, Hosts: 2, Subnet: netip.MustParsePrefix("10.177.91.0/24"),
 		Dir: filepath.Join(dir, "lab"), Inventory: filepath.Join(dir, "lab.yaml"), Log: testLog{t}}
 	t.Cleanup(func() {
 		assert.NoError(t, Down(context.Background(), cfg, false))
@@ -138,7 +141,7 @@ func TestLab(t *testing.T) {
 	ctx := timeout(t)
 	sysctl, err := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
 	require.NoError(t, err)
-	require.Empty(t, traces(t, cfg), "what a former run left")
+	require.Empty(t, traces(t, cfg), "before there is a lab")
 
 	l, err := Up(ctx, cfg)
 	require.NoError(t, err)
@@ -163,7 +166,7 @@ func TestLab(t *testing.T) {
 		other := cfg
 		other.Name = "other"
 		_, err := Up(ctx, other)
-		assert.ErrorContains(t, err, `is called "labtest", not "other"`)
+		assert.ErrorContains(t, err, fmt.Sprintf(`is called %q, not "other"`, cfg.Name))
 		more := cfg
 		more.Hosts = 5
 		_, err = Up(ctx, more)
@@ -172,13 +175,13 @@ func TestLab(t *testing.T) {
 
 	t.Run("a taken subnet and a taken name are refused", func(t *testing.T) {
 		other := cfg
-		other.Dir, other.Inventory, other.Name = cfg.Dir+"2", "", "labtestb"
+		other.Dir, other.Inventory, other.Name = cfg.Dir+"2", "", cfg.Name+"b"
 		_, err := Up(ctx, other)
 		assert.ErrorContains(t, err, "subnet 10.177.91.0/24 is taken")
 		require.NoError(t, Down(ctx, other, false))
 		other.Name, other.Subnet = cfg.Name, netip.MustParsePrefix("10.177.92.0/24")
 		_, err = Up(ctx, other)
-		assert.ErrorContains(t, err, `link "labtest0" exists and is not this lab's`)
+		assert.ErrorContains(t, err, fmt.Sprintf(`link %q exists and is not this lab's`, cfg.Name+"0"))
 		require.NoError(t, Down(ctx, other, false))
 		assert.True(t, n1.Running(), "the refused lab took nothing down")
 	})
