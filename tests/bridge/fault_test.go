@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// confirmTimeout is what the tests' changes have, in wanted.
+	// confirmTimeout is what changes have that nobody is to confirm.
 	confirmTimeout = 10 * time.Second
 	// promise is when after a fault the host must be back; of a host that was switched off, after it has started.
 	promise = confirmTimeout + 10*time.Second
@@ -96,7 +96,12 @@ func (s *site) endures(t *testing.T, f fault) {
 	host := s.borrow(t)
 	sh(t, host, fmt.Sprintf("echo '%s' >/run/thinkube-fault", f.lines))
 
-	running := s.start(t, host, "net_bridge", wanted(f.args))
+	args := wanted(f.args)
+	if f.ends != "new" {
+		args["confirm_timeout"] = confirmTimeout.String()
+	}
+
+	running := s.start(t, host, "net_bridge", args)
 
 	there, err := host.File("/run/thinkube-fault." + f.at)
 	require.NoError(t, err)
@@ -144,7 +149,7 @@ func (s *site) endures(t *testing.T, f fault) {
 func again(t *testing.T, host *lab.Host) bool {
 	t.Helper()
 
-	out, err := host.SSH(t.Context(), "root", module(anyProgram, `{"name":"br0","confirm_timeout":"20s","ticket":"again"}`))
+	out, err := host.SSH(t.Context(), "root", module(anyProgram, `{"name":"br0","confirm_timeout":"90s","ticket":"again"}`))
 	require.NoError(t, err)
 
 	if strings.Contains(out, `"changed":false`) {
@@ -152,7 +157,7 @@ func again(t *testing.T, host *lab.Host) bool {
 	}
 
 	require.Contains(t, out, `"reconnect":`)
-	eventually(t, 20*time.Second, "the change is confirmed over a new connection", func() bool {
+	eventually(t, 90*time.Second, "the change is confirmed over a new connection", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 
@@ -200,7 +205,7 @@ func (s *site) isWhole(t *testing.T, host *lab.Host, ends string) string {
 	}
 
 	if ends != "new" {
-		eventually(t, 10*time.Second, "the guard has ended", func() bool {
+		eventually(t, 30*time.Second, "the guard has ended", func() bool {
 			_, err := host.Run(t.Context(), "test ! -e /run/systemd/transient/thinkube-net-bridge.service")
 
 			return err == nil

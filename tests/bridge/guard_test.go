@@ -28,7 +28,7 @@ func (s *site) cutOff(t *testing.T, host *lab.Host, confirmTimeout string) {
 		return holds(t, host, "test -e /run/thinkube-fault.probed")
 	})
 	running.cut()
-	eventually(t, 10*time.Second, "the change is made", func() bool { return holds(t, host, isPhase("applied")) })
+	eventually(t, 30*time.Second, "the change is made", func() bool { return holds(t, host, isPhase("applied")) })
 }
 
 func isPhase(phase string) string {
@@ -71,7 +71,7 @@ func TestGuardToldToStop(t *testing.T) {
 			host := s.borrow(t)
 			s.cutOff(t, host, longTimeout)
 			sh(t, host, how)
-			eventually(t, 10*time.Second, "the change is undone", func() bool { return atRest(t.Context(), host) })
+			eventually(t, 30*time.Second, "the change is undone", func() bool { return atRest(t.Context(), host) })
 			assert.True(t, holds(t, host, "grep -q 'told to stop' /var/lib/thinkube/net_bridge/armed.json"))
 			s.goesOn(t, host)
 		})
@@ -95,7 +95,7 @@ func TestFullDiskDoesNotStopUndoing(t *testing.T) {
 
 	sh(t, host, "cat /dev/zero >/var/lib/thinkube/fill || true")
 	require.False(t, holds(t, host, "echo something longer than nothing >/var/lib/thinkube/one-more-file && test -s /var/lib/thinkube/one-more-file"))
-	eventually(t, 15*time.Second+10*time.Second, "the change is undone", func() bool { return atRest(t.Context(), host) })
+	eventually(t, 15*time.Second+20*time.Second, "the change is undone", func() bool { return atRest(t.Context(), host) })
 
 	sh(t, host, "umount -l /var/lib/thinkube")
 	s.goesOn(t, host)
@@ -112,7 +112,7 @@ func TestReadOnlyDiskDoesNotStopUndoing(t *testing.T) {
 
 	// Over it, since a file system with a file open for writing cannot be made read-only by hand.
 	sh(t, host, "mount --bind /var/lib/thinkube /var/lib/thinkube && mount -o remount,ro,bind /var/lib/thinkube")
-	eventually(t, 15*time.Second+10*time.Second, "the network is as before", func() bool {
+	eventually(t, 15*time.Second+20*time.Second, "the network is as before", func() bool {
 		out, err := host.SSH(t.Context(), "root", "ip link show br0 || echo gone")
 
 		return err == nil && strings.Contains(out, "gone")

@@ -200,8 +200,8 @@ func (m manager) takesOver(t *testing.T, host *lab.Host, more string) {
 	script := strings.NewReplacer("ADDRESS2", strings.Replace(address, ".94.", ".94.2", 1), "ADDRESS6", address6(host), "ADDRESS", address,
 		"GATEWAY6", gateway6, "GATEWAY", gateway).Replace(m.script)
 	sh(t, host, "{ apt-get -qq update\n"+script+"\n"+more+"\n} >/dev/null 2>&1 || true")
-	eventually(t, 30*time.Second, "the host is reached after its manager was changed", func() bool { return atRest(t.Context(), host) })
-	eventually(t, 30*time.Second, "the host has what its manager was told", func() bool {
+	eventually(t, time.Minute, "the host is reached after its manager was changed", func() bool { return atRest(t.Context(), host) })
+	eventually(t, time.Minute, "the host has what its manager was told", func() bool {
 		return m.dhcp && !m.ra || strings.Contains(sh(t, host, "ip -6 route show default"), "default") && strings.Contains(sh(t, host, "ip -6 addr show scope global -tentative"), "global")
 	})
 }
@@ -310,7 +310,7 @@ func TestIPv6Modes(t *testing.T) {
 
 		return strings.Count(got, "fd00:") == addresses && strings.Contains(got, "fe80:") == linkLocal && strings.TrimSpace(sh(t, host, default6)) == fmt.Sprint(routes)
 	}
-	eventually(t, 20*time.Second, "the port has an address by an advertisement", func() bool { return has(1, 1, true) })
+	eventually(t, time.Minute, "the port has an address by an advertisement", func() bool { return has(1, 1, true) })
 
 	network, address := sh(t, host, shownNetwork), sh(t, host, own)
 
@@ -335,7 +335,7 @@ func TestIPv6Modes(t *testing.T) {
 		got := s.run(t, host, args)
 		require.False(t, got.Failed || got.Unreachable, "%s: %s", each.mode, got.Msg)
 		require.True(t, got.Changed, each.mode)
-		eventually(t, 20*time.Second, each.mode+": IPv6 is as asked for", func() bool { return has(each.addresses, each.routes, each.linkLocal) })
+		eventually(t, time.Minute, each.mode+": IPv6 is as asked for", func() bool { return has(each.addresses, each.routes, each.linkLocal) })
 
 		if each.mode == "ra" || each.mode == "inherit" {
 			assert.Equal(t, address, sh(t, host, own), "the MAC makes the address, and stays")
