@@ -9,6 +9,8 @@ import (
 	lxdnetwork "github.com/thinkube/infra/modules/lxd_network"
 	lxdprofile "github.com/thinkube/infra/modules/lxd_profile"
 	lxdstoragepool "github.com/thinkube/infra/modules/lxd_storage_pool"
+	netbridge "github.com/thinkube/infra/modules/net_bridge"
+	netbridgeinfo "github.com/thinkube/infra/modules/net_bridge_info"
 )
 
 // runners lists every module of the collection.
@@ -19,5 +21,7 @@ func runners() []ansible.Runner {
 		lxdnetwork.Module,
 		lxdprofile.Module,
 		lxdstoragepool.Module,
+		netbridge.Module,
+		netbridgeinfo.Module,
 	}
 }

@@ -15,9 +15,10 @@ import base64
 import os
 import secrets
 import shlex
+import time
 
 from ansible import constants as C
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.json import AnsibleJSONEncoder
 from ansible.module_utils.common.text.converters import to_text
 from ansible.plugins.action import ActionBase
@@ -77,7 +78,11 @@ class ActionModule(ActionBase):
                 if question is None:
                     result = answer.clean(data)
                     return result
-                reply = self._ask(question, envelope, task_vars, undo)
+                if question.get("reconnect"):
+                    reply = self._reconnect(question["reconnect"])
+                    carry = self._carrier("exec", task_vars, anew=True)
+                else:
+                    reply = self._ask(question, envelope, task_vars, undo)
                 envelope["answers"][question["id"]] = reply
                 envelope["resume"] = data.get("_thinkube_resume", "")
             raise Refused("the module asked other hosts %d times without coming to an end" % MAX_PASSES)
@@ -95,6 +100,27 @@ class ActionModule(ActionBase):
             return answer.module_failure(raw)
         # As for every module that ansible-core starts in the background.
         return dict(answer.clean(data), changed=True)
+
+    # --- a new connection
+
+    def _reconnect(self, seconds):
+        """Drops the connection and opens a new one, for which it tries that long: the host's network is changing.
+
+        A connection that was kept open proves nothing about the way to the host as it is now.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self._connection.reset()
+                # A host that is half there takes connections and says nothing: ssh's own timeout ends that.
+                if marked(self._shell("cat >/dev/null; echo " + program.SOUND, b"\n"), program.SOUND) is not None:
+                    return dict(answer=True)
+                problem = "it answers, and not as a shell"
+            except AnsibleConnectionFailure as error:
+                problem = to_text(error)
+            if time.monotonic() > end:
+                raise AnsibleConnectionFailure("the host did not come back within %d seconds: %s" % (seconds, problem))
+            time.sleep(0.2)
 
     # --- questions to other hosts
 
@@ -160,9 +186,10 @@ class ActionModule(ActionBase):
 
     # --- one call
 
-    def _carrier(self, mode, task_vars, python=None):
+    def _carrier(self, mode, task_vars, python=None, anew=False):
         """A function that has an envelope answered on the host: (what was printed, its JSON object or None).
 
+        anew: not by an agent, whose channel is older than the connection that was just opened.
         Asked for before there is an envelope: the broker, another process, wakes while this one makes it.
         """
         programs = self._programs()
@@ -188,7 +215,7 @@ class ActionModule(ActionBase):
             except agent.Lost as lost:
                 return self._lost(lost)
 
-        if transport == "exec":
+        if transport == "exec" or anew:
             return by_exec
         try:
             line = self._line(mode, programs, environment, task_vars)
@@ -290,7 +317,8 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         self._update_module_args(self._task.action, args, task_vars)
         key = base64.b64encode(secrets.token_bytes(32)).decode()
-        return dict(module=self._task.action.rpartition(".")[2], args=args, key=key, answers={}, resume="")
+        module = self._task.action.rpartition(".")[2]
+        return dict(module=module, args=args, connection=self._connection.transport, key=key, answers={}, resume="")
 
     def _environment(self):
         environment = {}

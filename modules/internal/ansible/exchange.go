@@ -38,16 +38,24 @@ type answerMsg struct {
 	} `json:"failure,omitzero"`
 }
 
-// pause ends a pass: the task goes on when the question is answered.
+// pause ends a pass: the task goes on when the question is answered, or over a new connection.
 type pause struct {
 	ID      string `json:"id"`
-	Host    string `json:"host"`
-	Peer    string `json:"peer"`
-	Request any    `json:"request"`
+	Host    string `json:"host,omitempty"`
+	Peer    string `json:"peer,omitempty"`
+	Request any    `json:"request,omitempty"`
+	// Reconnect is for how many seconds the controller tries to reach this host again, instead of asking another.
+	Reconnect float64 `json:"reconnect,omitempty"`
 }
 
 // Error is seen only where a module wraps the pause in a message.
-func (p *pause) Error() string { return fmt.Sprintf("asking %q on host %q", p.Peer, p.Host) }
+func (p *pause) Error() string {
+	if p.Reconnect > 0 {
+		return "waiting for a new connection"
+	}
+
+	return fmt.Sprintf("asking %q on host %q", p.Peer, p.Host)
+}
 
 // resumed is what a task takes with it over a pause.
 type resumed struct {
@@ -57,6 +65,10 @@ type resumed struct {
 	Warnings     []string      `json:"warnings"`
 	Deprecations []Deprecation `json:"deprecations"`
 	Until        time.Time     `json:"until"`
+
+	// Hidden are the secrets that earlier passes found. The state before is told only in the end, by a pass that may not
+	// find them any more.
+	Hidden []string `json:"hidden,omitempty"`
 }
 
 // newExchange takes the controller's key for this task, 32 bytes in base64.
@@ -112,6 +124,32 @@ func (t *Task) Ask(_ context.Context, host, peer string, request, answer any) er
 	}
 
 	return nil
+}
+
+// Reconnect ends this process, has the controller drop its connection and open a new one, for which it tries as long as
+// the window is, and goes on with the task over that. Like Ask's, its error may be a pause. The id is what Reconnected
+// tells of in the new process. A task that the collection's action plugin did not start cannot do that, and goes on at
+// once: CanReconnect tells.
+func (t *Task) Reconnect(id string, window time.Duration) error {
+	if !t.CanReconnect() || t.Reconnected(id) {
+		return nil
+	}
+
+	return &pause{ID: id, Reconnect: window.Seconds()}
+}
+
+// CanReconnect tells whether this task can go on over a new connection.
+func (t *Task) CanReconnect() bool { return t.exchange != nil }
+
+// Reconnected tells whether this process was started over a new connection, for Reconnect with that id.
+func (t *Task) Reconnected(id string) bool {
+	if t.exchange == nil {
+		return false
+	}
+
+	_, ok := t.exchange.answers[id]
+
+	return ok
 }
 
 // Seal encrypts a secret for the other process of this task. Ansible prints what programs print at -vvv.
@@ -170,7 +208,7 @@ func (e *exchange) unseal(sealed string) ([]byte, error) {
 // pauseAnswer is the line that asks the controller; what was done so far travels sealed. It is not masked as a result is:
 // the masker could damage what the controller must read, and a request holds no secrets.
 func (t *Task) pauseAnswer(asked *pause) ([]byte, error) {
-	text, err := json.Marshal(resumed{t.before, t.done, t.warnings, t.deprecations, t.until})
+	text, err := json.Marshal(resumed{t.before, t.done, t.warnings, t.deprecations, t.until, t.mask.secrets()})
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +238,7 @@ func (t *Task) resume(sealed string) error {
 	if err == nil {
 		t.before, t.done, t.until = was.Before, was.Done, was.Until
 		t.warnings, t.deprecations = was.Warnings, was.Deprecations
+		t.mask.Add(was.Hidden...)
 	}
 
 	return err

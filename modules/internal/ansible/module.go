@@ -44,6 +44,10 @@ type Module[Args, State, Values any] struct {
 
 	// Peers are functions that this module's tasks on other hosts call here (see Task.Ask). They take no lock.
 	Peers map[string]Peer
+
+	// Services are what the program does on the host outside of any task, such as undoing a change that nobody confirmed:
+	// the program is started again as `PROGRAM service MODULE NAME`. The error goes to the program's log.
+	Services map[string]func(ctx context.Context) error
 }
 
 // Host is what a module reads from and works on, for one task.
@@ -83,6 +87,7 @@ type Runner interface {
 	ReturnType() reflect.Type
 	run(ctx context.Context, task *Task, raw map[string]any) (map[string]any, error)
 	peer(name string) Peer
+	service(name string) func(ctx context.Context) error
 }
 
 // ModuleName gives the name without the collection.
@@ -102,6 +107,10 @@ func (m Module[A, S, V]) FailureCodes() map[Code]string { return m.Codes }
 func (m Module[A, S, V]) ReturnType() reflect.Type { return reflect.TypeFor[V]() }
 
 func (m Module[A, S, V]) peer(name string) Peer { return m.Peers[name] }
+
+func (m Module[A, S, V]) service(name string) func(ctx context.Context) error {
+	return m.Services[name]
+}
 
 // replans bounds how often a task plans again because somebody else changed the same object.
 const replans = 3

@@ -25,6 +25,8 @@ type envelope struct {
 	Answers map[string]answerMsg `json:"answers"`
 	Resume  string               `json:"resume"`
 
+	Connection string `json:"connection"` // the connection plugin's name
+
 	Peer    string          `json:"peer"`    // in mode "peer": the function to call
 	Request json.RawMessage `json:"request"` // and what to call it with
 
@@ -44,6 +46,10 @@ const maxInput = agent.MaxPayload
 // Bundle is the program with all modules, for the collection's action plugin. It returns the exit code: 0 whenever an
 // answer was printed, also that of a failed task.
 func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(argv) == 4 && argv[1] == serviceMode {
+		return runService(runners, argv[2], argv[3], stderr)
+	}
+
 	if len(argv) != 2 {
 		fmt.Fprintln(stderr, "usage: thinkube agent|exec|peer|async; called by the thinkube.infra collection")
 
@@ -139,6 +145,10 @@ func answerText(ctx context.Context, runners []Runner, text []byte, call caller)
 // Standalone is a program with one module, as stock Ansible runs it from a library/ folder: the arguments file is the
 // first argument, the result goes to stdout.
 func Standalone(runner Runner, argv []string, stdout, stderr io.Writer) int {
+	if len(argv) == 4 && argv[1] == serviceMode {
+		return runService([]Runner{runner}, argv[2], argv[3], stderr)
+	}
+
 	if len(argv) != 2 {
 		fmt.Fprintf(stderr, "usage: %s ARGUMENTS_FILE (a JSON object); this is an Ansible module\n", runner.ModuleName())
 
@@ -159,6 +169,39 @@ func Standalone(runner Runner, argv []string, stdout, stderr io.Writer) int {
 
 	_, err = stdout.Write(finish(ctx, runner, task, args))
 	if err != nil {
+		return 1
+	}
+
+	return 0
+}
+
+// serviceMode is the mode in which the program does something for a module outside of any task.
+const serviceMode = "service"
+
+// ServiceArgs is how a program with the module in it is told to run one of the module's services.
+func ServiceArgs(module, name string) []string { return []string{serviceMode, module, name} }
+
+// runService runs a service. What it has to say goes to stderr, which whoever started it keeps.
+func runService(runners []Runner, module, name string, stderr io.Writer) int {
+	var service func(context.Context) error
+
+	if runner := find(runners, module); runner != nil {
+		service = runner.service(name)
+	}
+
+	if service == nil {
+		fmt.Fprintf(stderr, "this program has no service %q of module %q\n", name, module)
+
+		return 2
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	err := service(ctx)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+
 		return 1
 	}
 
@@ -242,7 +285,7 @@ func execute(ctx context.Context, runners []Runner, env envelope) []byte {
 	}
 
 	task := newTask(env.Module, env.Args)
-	task.exchange = exchange
+	task.exchange, task.connection = exchange, env.Connection
 
 	err = task.resume(env.Resume)
 	if err != nil {

@@ -21,6 +21,8 @@ base_packages="systemd systemd-sysv dbus libpam-systemd openssh-server python3-m
   ca-certificates btrfs-progs busybox-static less"
 # In a layer of its own, so that a host can be booted that never had them.
 lxd_packages="lxd lxd-client bind9 bind9-dnsutils"
+# Not installed: a host can have one network manager, and the tests of bridges install each in turn.
+manager_packages="netplan.io network-manager ifupdown"
 
 step() { echo "== $*"; }
 
@@ -131,6 +133,13 @@ in_root "$base" systemctl -q enable lab-boot.service systemd-networkd.service ss
 in_root "$base" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
     e2scrub_all.timer fstrim.timer systemd-tmpfiles-clean.timer console-getty.service getty.target
 
+step "fetching other network managers"
+# shellcheck disable=SC2086 # a list of words
+fetch "$base" --download-only $manager_packages
+# shellcheck disable=SC2086
+in_root "$base" apt-get -qq -s --no-install-recommends install $manager_packages |
+    sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*\[\([a-z0-9]*\)\].*/\1 \2 \3/p' >"$out/managers.packages"
+
 step "adding LXD and BIND"
 umount_api "$base"
 mkdir "$out/lxd" "$out/work" "$out/merged"
@@ -151,6 +160,7 @@ rm -rf "$out/work" "$out/merged" "$out/lxd/var/cache/apt" \
 step "making the hosts' own package source"
 # With it, apt-get works in a host as it does on a server with a mirror.
 mkdir -p "$base/srv/apt"
+sort -u "$out/all.packages" "$out/managers.packages" >"$out/offered.packages"
 while read -r name version arch; do
     grep -qx "$name" "$out/base.packages" && continue
     # apt keeps a version's epoch in the file's name, with an escape that a path should not have.
@@ -162,11 +172,11 @@ while read -r name version arch; do
     echo "Size: $(stat -c %s "$from")"
     echo "SHA256: $(sha256sum "$from" | cut -d' ' -f1)"
     echo
-done <"$out/all.packages" >"$out/Packages"
+done <"$out/offered.packages" >"$out/Packages"
 mv "$out/Packages" "$base/srv/apt/Packages"
 echo 'deb [trusted=yes] file:/srv/apt ./' >"$base/etc/apt/sources.list"
 rm -rf "$base"/var/lib/apt/lists/* "$base/etc/apt/apt.conf.d/00build" "$base/usr/sbin/policy-rc.d" \
-    "$base"/var/cache/apt/*.bin "$base"/var/log/*.log "$base"/var/log/apt/* "$out/base.packages" "$out/all.packages"
+    "$base"/var/cache/apt/*.bin "$base"/var/log/*.log "$base"/var/log/apt/* "$out"/*.packages
 printf 'Acquire::Languages "none";\n' >"$base/etc/apt/apt.conf.d/lab"
 mv "$base/etc/lab-resolv.conf" "$base/etc/resolv.conf"
 in_root "$base" apt-get -qq update
