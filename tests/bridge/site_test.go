@@ -12,7 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -50,7 +50,7 @@ const (
 
 // site is the lab, with hosts that tests borrow, and a collection whose program can be made to fail.
 type site struct {
-	alone net.Listener // held to the end
+	alone io.Closer // held to the end
 	lab   *lab.Lab
 	root  string
 	hosts chan *lab.Host
@@ -114,29 +114,13 @@ func needSite(t *testing.T) *site {
 	return theSite
 }
 
-// turn waits until no other run of these tests is on this machine. The socket has no file, and goes with the process.
-func turn() (net.Listener, error) {
-	for told := false; ; time.Sleep(time.Second) {
-		alone, err := net.Listen("unix", "@thinkube-bridge-tests")
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return alone, err
-		}
-
-		if !told {
-			fmt.Fprintln(os.Stderr, "waiting for another run of these tests to end")
-
-			told = true
-		}
-	}
-}
-
 func makeSite() (*site, error) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		return nil, err
 	}
 
-	alone, err := turn()
+	alone, err := lab.Turn("thinkube-bridge-tests", os.Stderr)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ package integration
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -23,6 +24,7 @@ import (
 
 // site is the lab, and what ansible needs to work on it.
 type site struct {
+	turn io.Closer // held to the end
 	lab  *lab.Lab
 	root string // the checkout
 	home string // of the user who runs ansible
@@ -129,6 +131,11 @@ func makeSite() (*site, error) {
 		return nil, errors.New("make build failed")
 	}
 
+	turn, err := lab.Turn("thinkube-integration-tests", os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 
@@ -137,7 +144,7 @@ func makeSite() (*site, error) {
 		return nil, err
 	}
 
-	s := &site{root: root, home: filepath.Join(dir, "home"), runs: filepath.Join(dir, "runs")}
+	s := &site{turn: turn, root: root, home: filepath.Join(dir, "home"), runs: filepath.Join(dir, "runs")}
 
 	err = errors.Join(os.MkdirAll(s.home, 0o755), os.MkdirAll(s.runs, 0o755))
 	if err != nil {
