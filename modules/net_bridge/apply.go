@@ -25,7 +25,10 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	case change:
 		return h.change(ctx, do, step)
 	case confirm:
-		return h.confirm(ctx, do.Ticket)
+		err := h.confirm(ctx, do.Ticket)
+		h.ended = err == nil
+
+		return err
 	case rollback:
 		return h.rollback(ctx, do.Ticket)
 	case finish:

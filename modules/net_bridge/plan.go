@@ -93,6 +93,12 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return out, nil
 	}
 
+	if current.Lost {
+		return out, ansible.Fail(CodeRolledBack, "look at the host, and run the task again if it is the one you mean",
+			"%s: of the change that this task began there is nothing left: somebody else undid it, or another host has the address now; "+
+				"it is not begun a second time", object)
+	}
+
 	if args.Phase == "apply" && args.ConfirmTimeout > 0 && current.NoProof != "" {
 		return out, ansible.Fail(CodeOldConnection, "set ansible_connection: ssh and ansible_host for this host, or, if you sit in front of it, confirm_timeout: 0",
 			"%s: the change could not be confirmed and would be undone: %s; nothing was touched", object, current.NoProof)

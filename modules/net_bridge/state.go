@@ -36,6 +36,8 @@ type State struct {
 	Taken []string `json:"taken,omitempty"`
 	// NoProof tells why no connection of this task could prove that the host is still reached; empty where one can.
 	NoProof string `json:"no_proof,omitempty"`
+	// Lost tells that this task armed a change over an earlier connection, and that there is no trace of it over this one.
+	Lost bool `json:"lost,omitempty"`
 	// ReadOnly are the folders that cannot be written.
 	ReadOnly []string      `json:"read_only,omitempty"`
 	Armed    *Armed        `json:"armed,omitempty"`
@@ -49,6 +51,7 @@ type host struct {
 	task  *ansible.Task
 	steps []string
 	id    string
+	ended bool // this process brought the task's change to its end
 }
 
 func open(_ context.Context, task *ansible.Task, args Args) (ansible.Host[State], error) {
@@ -122,8 +125,13 @@ func (h *host) Read(ctx context.Context) (State, error) {
 
 func (h *host) readArmed(state *State) error {
 	change, err := store.Load()
-	if err != nil || change == nil {
+	if err != nil {
 		return err
+	}
+
+	state.Lost = h.task.Resumed() && !h.ended && (change == nil || !h.task.Reconnected(change.ID))
+	if change == nil {
+		return nil
 	}
 
 	guarded, err := store.Guarded()

@@ -364,7 +364,7 @@ failure:
         - C(old_connection) - a confirmation has to come over an ssh connection that was opened after the change.
         - C(port) - a port does not exist, or cannot or must not become one.
         - C(read_only) - the manager's files cannot be written.
-        - C(rolled_back) - the change was made and undone again; msg says why.
+        - C(rolled_back) - the change was made and undone again, by the host or by somebody else; msg says why.
         - C(timeout) - a deadline has passed.
         - C(unsupported) - the network's manager cannot say what is asked for, or its files would have to be changed for other links too.
       type: str

@@ -152,6 +152,9 @@ func (t *Task) Reconnected(id string) bool {
 	return ok
 }
 
+// Resumed tells whether an earlier process of this task has done its part and paused.
+func (t *Task) Resumed() bool { return t.exchange != nil && len(t.exchange.answers) > 0 }
+
 // Seal encrypts a secret for the other process of this task. Ansible prints what programs print at -vvv.
 func (t *Task) Seal(secret Secret) (string, error) {
 	if t.exchange == nil {

@@ -54,6 +54,7 @@ func TestTaskGoesOnOverANewConnection(t *testing.T) {
 	require.False(t, task.CanReconnect())
 	require.NoError(t, task.Reconnect("a", time.Minute), "nobody could do it: the task goes on")
 	require.False(t, task.Reconnected("a"))
+	require.False(t, task.Resumed())
 
 	var err error
 
@@ -79,6 +80,7 @@ func TestTaskGoesOnOverANewConnection(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, next.resume(answer["_thinkube_resume"].(string)))
 	require.NoError(t, next.Reconnect("a", time.Minute))
+	assert.True(t, next.Resumed())
 	assert.True(t, next.Reconnected("a"))
 	assert.False(t, next.Reconnected("b"))
 }
