@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,8 +22,13 @@ import (
 const (
 	// confirmTimeout is what changes have that nobody is to confirm.
 	confirmTimeout = 10 * time.Second
-	// promise is when after a fault the host must be back; of a host that was switched off, after it has started.
+	// promise is when after a fault the host must be back; of a host that was switched off or cut off, after that is over.
 	promise = confirmTimeout + 10*time.Second
+	// lost is when a host that is not back never will be.
+	lost = 2 * time.Minute
+	// mayBeLate is how many of the hosts may break the promise about the time: what a busy machine does to a few of them is
+	// not what is judged here.
+	mayBeLate = 5
 )
 
 // points are the places in a change at which something can happen, in their order (package armed).
@@ -84,15 +90,28 @@ func TestNoFaultLosesTheHost(t *testing.T) {
 
 	s := needSite(t)
 
+	var late atomic.Int32
+
+	t.Cleanup(func() {
+		assert.LessOrEqual(t, late.Load(), int32(mayBeLate), "hosts that were back, but later than %s", promise)
+	})
+
 	for _, each := range faults() {
 		t.Run(strings.ReplaceAll(each.String(), " ", "_"), func(t *testing.T) {
 			t.Parallel()
-			s.endures(t, each)
+
+			if s.endures(t, each) > promise {
+				late.Add(1)
+			}
 		})
 	}
 }
 
-func (s *site) endures(t *testing.T, f fault) {
+// endures has a fault happen, sees that the host has all that it had or all that it was to have, and that work on it can go on.
+// It tells how long that took.
+func (s *site) endures(t *testing.T, f fault) time.Duration {
+	t.Helper()
+
 	host := s.borrow(t)
 	sh(t, host, fmt.Sprintf("echo '%s' >/run/thinkube-fault", f.lines))
 
@@ -102,6 +121,7 @@ func (s *site) endures(t *testing.T, f fault) {
 	}
 
 	running := s.start(t, host, "net_bridge", args)
+	t.Cleanup(running.cut) // before the host is given back
 
 	there, err := host.File("/run/thinkube-fault." + f.at)
 	require.NoError(t, err)
@@ -119,8 +139,11 @@ func (s *site) endures(t *testing.T, f fault) {
 		f.then(t, s, host, running)
 	}
 
-	if f.boots {
+	// Of the time that the fault itself takes, only what the host could have used counts.
+	if over := time.Now().Add(-confirmTimeout); f.boots {
 		reached = time.Now()
+	} else if over.After(reached) {
+		reached = over
 	}
 
 	if f.ends == "old, resolved" {
@@ -128,8 +151,10 @@ func (s *site) endures(t *testing.T, f fault) {
 		s.resolves(t, host)
 	}
 
-	eventually(t, time.Until(reached.Add(promise)), "the host is back and at rest", func() bool { return atRest(t.Context(), host) })
-	t.Logf("back after %s", time.Since(reached).Round(100*time.Millisecond))
+	eventually(t, lost, "the host is back and at rest", func() bool { return atRest(t.Context(), host) })
+
+	took := time.Since(reached)
+	t.Logf("back after %s", took.Round(100*time.Millisecond))
 
 	if f.then == nil && f.ends != "old, resolved" {
 		running.wait(t)
@@ -142,6 +167,8 @@ func (s *site) endures(t *testing.T, f fault) {
 	assert.Equal(t, ends != "new", again(t, host))
 	s.isWhole(t, host, "new")
 	s.leave(t, host)
+
+	return took
 }
 
 // again makes the same change once more, without a fault, over one connection, and confirms it over another; it tells whether

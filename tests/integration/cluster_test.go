@@ -103,7 +103,10 @@ var damages = []damage{
 	},
 	{
 		name: "the network was edited",
-		do:   func(t *testing.T, s *site) { s.run(t, "n2", "lxc network set lxdbr0 ipv4.nat false") },
+		do: func(t *testing.T, s *site) {
+			// LXD starts dnsmasq anew, at times before the old one has let go of its address.
+			s.eventually(t, "n2", "lxc network set lxdbr0 ipv4.nat false")
+		},
 		host: "n1", says: "Setup would change nothing of the network:.*ipv4.nat", changes: "n1",
 	},
 	{

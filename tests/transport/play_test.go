@@ -59,7 +59,7 @@ func eachCore(t *testing.T, test func(t *testing.T, f *testHosts, environ []stri
 
 	t.Run("installed", func(t *testing.T) { test(t, f, os.Environ()) })
 	t.Run("2.19", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		defer cancel()
 
 		environ, err := ansible219.Environment(ctx, os.Environ())
@@ -121,7 +121,7 @@ func (f *testHosts) start(t *testing.T, environ []string, name string, hosts inv
 		how.collections = "collections"
 	}
 
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 
 	play := filepath.Join(folder, "play.yml")
