@@ -244,7 +244,7 @@ func (c *child) abandon(ctx context.Context) error {
 	select {
 	case <-c.ended:
 	case <-time.After(grace):
-		left = fmt.Sprintf("; process %d hangs in the kernel and was left behind", c.command.Process.Pid)
+		left = fmt.Sprintf("; process %d did not end when it was killed, and was left behind", c.command.Process.Pid)
 	}
 
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {

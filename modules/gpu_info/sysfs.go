@@ -151,13 +151,12 @@ func fallenOff(config string) (bool, error) {
 // ParseAddress gives a PCI address in the form of sysfs, from NVML's ("00000000:3B:00.0") or CUDA's ("0000:3b:00.0").
 func ParseAddress(text string) (string, error) {
 	address := strings.ToLower(text)
-	if domain, rest, ok := strings.Cut(address, ":"); ok && len(domain) == 8 {
-		address = strings.TrimPrefix(domain, "0000") + ":" + rest
-	}
-
 	if !pciAddress.MatchString(address) {
 		return "", fmt.Errorf("PCI address %q: must look like 0000:3b:00.0", text)
 	}
 
-	return address, nil
+	domain, rest, _ := strings.Cut(address, ":")
+
+	// At least four digits, however many were given (Linux, drivers/pci/probe.c).
+	return strings.Repeat("0", max(0, 4-len(strings.TrimLeft(domain, "0")))) + strings.TrimLeft(domain, "0") + ":" + rest, nil
 }
