@@ -64,7 +64,7 @@ help: ## list the targets
 
 # --- set-up
 
-.PHONY: root go deps deps-demo
+.PHONY: root go deps deps-build deps-demo
 root:
 	@if [ "$$(id -u)" != 0 ]; then echo "this needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; fi
 
@@ -95,6 +95,9 @@ endef
 deps: go ## install with apt what is missing for everything (as root)
 	$(call install,$(TOOLS_TEST))
 
+deps-build: go ## install with apt the C compilers that build needs (as root)
+	$(call install,$(TOOLS_C))
+
 deps-demo: go
 	$(call install,$(TOOLS_DEMO))
 
@@ -122,7 +125,7 @@ libexec/thinkube_linux_%.gz: $(GO_SOURCES) | go
 
 define own_program
 libexec/thinkube_$(1)_linux_%.gz: $(GO_SOURCES) | go
-	@command -v $$(CC_$$*) >/dev/null || { echo "$$(CC_$$*) is missing: sudo make deps" >&2; exit 1; }
+	@command -v $$(CC_$$*) >/dev/null || { echo "$$(CC_$$*) is missing: sudo make deps-build" >&2; exit 1; }
 	$$(call pack,CC=$$(CC_$$*) $$(GO_BUILD_C),modules/$(1)/carried)
 endef
 $(foreach module,$(OWN),$(eval $(call own_program,$(module))))
@@ -136,7 +139,7 @@ modules: go ## every module as a stand-alone program (dist/modules/)
 	    program=dist/modules/linux_$$arch/$$module
 	    echo "building $$program"
 	    if [ -d "modules/$$module/carried" ]; then
-	      command -v "$${!compiler}" >/dev/null || { echo "$${!compiler} is missing: sudo make deps" >&2; exit 1; }
+	      command -v "$${!compiler}" >/dev/null || { echo "$${!compiler} is missing: sudo make deps-build" >&2; exit 1; }
 	      GOOS=linux GOARCH=$$arch CC=$${!compiler} $(GO_BUILD_C) -o "$$program" "./$$folder"
 	    else
 	      GOOS=linux GOARCH=$$arch $(GO_BUILD) -o "$$program" "./$$folder"

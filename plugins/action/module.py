@@ -293,8 +293,10 @@ class ActionModule(ActionBase):
             display.vvv("the program kept on the host was damaged", host=self._play_context.remote_addr)
         self._upload(programs, machine)
         raw, value = attempt()
-        if value is None and marked(raw, program.MISSING) is not None:
-            raise Refused("the program was uploaded and is missing again: something on the host removes it")
+        if value is None:
+            if marked(raw, program.MISSING) is not None:
+                raise Refused("the program was uploaded and is missing again: something on the host removes it")
+            refuse_unrunnable(raw)
         return raw, value
 
     def _upload(self, programs, machine):
