@@ -57,24 +57,24 @@ const (
 // Card is one card. What is null is not known, or the card has no such thing: NotSupported names the latter, Errors tells
 // of what could not be read.
 type Card struct {
-	Address          string       `json:"address"` // dddd:bb:dd.f
-	KernelDriver     *string      `json:"kernel_driver"`
-	State            string       `json:"state"`
-	Reason           *string      `json:"reason"`
-	Index            *int         `json:"index"` // NVML's
-	Minor            *int         `json:"minor"` // of /dev/nvidiaN
-	UUID             *string      `json:"uuid"`
-	Name             *string      `json:"name"`
-	Memory           *Memory      `json:"memory"`
-	Utilization      *Utilization `json:"utilization"`
-	PersistenceMode  *bool        `json:"persistence_mode"`
-	ECC              *ECC         `json:"ecc"`
-	MIG              *MIG         `json:"mig"`
-	Processes        []Process    `json:"processes"` // nil when unknown
-	NotSupported     []string     `json:"not_supported"`
-	Errors           []string     `json:"errors"`
-	ComputeVerified  *bool        `json:"compute_verified"` // null unless it was asked for
-	lost, unanswered bool
+	Address         string       `json:"address"` // dddd:bb:dd.f
+	KernelDriver    *string      `json:"kernel_driver"`
+	State           string       `json:"state"`
+	Reason          *string      `json:"reason"`
+	Index           *int         `json:"index"` // NVML's
+	Minor           *int         `json:"minor"` // of /dev/nvidiaN
+	UUID            *string      `json:"uuid"`
+	Name            *string      `json:"name"`
+	Memory          *Memory      `json:"memory"`
+	Utilization     *Utilization `json:"utilization"`
+	PersistenceMode *bool        `json:"persistence_mode"`
+	ECC             *ECC         `json:"ecc"`
+	MIG             *MIG         `json:"mig"`
+	Processes       []Process    `json:"processes"` // nil when unknown
+	NotSupported    []string     `json:"not_supported"`
+	Errors          []string     `json:"errors"`
+	ComputeVerified *bool        `json:"compute_verified"` // null unless it was asked for
+	lost            bool         // nobody answers at its address
 }
 
 // Memory is a card's memory, in bytes.
