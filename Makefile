@@ -51,7 +51,7 @@ TOOLS_C := gcc=gcc libc6-dev=libc6-dev aarch64-linux-gnu-gcc=gcc-aarch64-linux-g
 endif
 TOOLS_TEST := $(TOOLS_DEMO) $(TOOLS_C) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
-	dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
+	qemu-aarch64=qemu-user dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help
 help: ## list the targets

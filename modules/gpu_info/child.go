@@ -118,18 +118,15 @@ func askChild(ctx context.Context, service string, request Request) (Reply, erro
 }
 
 func start(service string, request Request) (*child, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-
 	text, err := json.Marshal(request)
 	if err != nil {
 		return nil, err
 	}
 
-	c := &child{command: exec.Command(self, ansible.ServiceArgs(Name, service)...), ended: make(chan error, 1)}
+	// By this name it is found even when its file was removed, as another build's upload does.
+	c := &child{command: exec.Command("/proc/self/exe", ansible.ServiceArgs(Name, service)...), ended: make(chan error, 1)}
 	c.begins("starting it")
+	c.command.Args[0] = os.Args[0]
 	c.command.Env = environment(os.Environ(), request)
 	c.command.Dir = "/"
 	c.command.Stdin = bytes.NewReader(text)

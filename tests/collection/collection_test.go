@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -339,6 +340,55 @@ func assertStatic(t *testing.T, program []byte, machine elf.Machine) {
 	for _, part := range read.Progs {
 		assert.NotEqual(t, elf.PT_INTERP, part.Type, "it needs a dynamic linker")
 	}
+}
+
+// TestProgramsWithGlibcStart runs each by its own architecture's dynamic linker, on this machine or in QEMU.
+func TestProgramsWithGlibcStart(t *testing.T) {
+	emulators := map[string][]string{
+		"amd64": {"qemu-x86_64", "-L", "/usr/x86_64-linux-gnu"},
+		"arm64": {"qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"},
+	}
+	delete(emulators, runtime.GOARCH)
+
+	for key, path := range programs(t) {
+		if key[0] == "thinkube" {
+			continue
+		}
+
+		t.Run(strings.Join(key[:], " "), func(t *testing.T) {
+			emulator := emulators[key[1]]
+			if emulator != nil {
+				need(t, emulator[0])
+			}
+
+			file := filepath.Join(t.TempDir(), "program")
+			require.NoError(t, os.WriteFile(file, unpacked(t, path), 0o755))
+
+			start := exec.Command("sh", append(append([]string{"-c", `exec "$@"`, "sh"}, emulator...), file, "exec")...)
+			start.Stdin = strings.NewReader(`{"module": "gpu_info", "args": {"timeout": "0s"}, "key": "` + strings.Repeat("A", 43) + `="}`)
+
+			out, err := start.CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			assert.Contains(t, string(out), `"msg":"timeout: must be more than 0`)
+		})
+	}
+}
+
+func unpacked(t *testing.T, path string) []byte {
+	t.Helper()
+
+	file, err := os.Open(path)
+	require.NoError(t, err)
+
+	defer func() { _ = file.Close() }()
+
+	unzipped, err := gzip.NewReader(file)
+	require.NoError(t, err)
+
+	program, err := io.ReadAll(unzipped)
+	require.NoError(t, err)
+
+	return program
 }
 
 // newestGlibc is the oldest glibc that the documentation promises to do with; Ubuntu 22.04 has 2.35, Debian 12 2.36.
