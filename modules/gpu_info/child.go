@@ -81,13 +81,14 @@ func (b *beginning) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-func (b *beginning) line() string {
+// words are its first two lines: a library may greet its user before it fails.
+func (b *beginning) words() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
-	first, _, _ := strings.Cut(strings.TrimSpace(string(b.text)), "\n")
+	lines := strings.Split(strings.TrimSpace(string(b.text)), "\n")
 
-	return first
+	return strings.Join(lines[:min(2, len(lines))], "; ")
 }
 
 // askChild runs a service in a copy of this program. A hang there is a timeout here, and a crash a problem.
@@ -220,8 +221,8 @@ func (c *child) crash(end, read error) *Problem {
 		how = end.Error()
 	}
 
-	if first := c.stderr.line(); first != "" {
-		how += ": " + first
+	if words := c.stderr.words(); words != "" {
+		how += ": " + words
 	}
 
 	return &Problem{

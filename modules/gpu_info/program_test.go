@@ -245,7 +245,7 @@ func TestWhatKeepsTheDriverFromAnswering(t *testing.T) {
 		{"all", "not loaded", "driver_not_loaded", "Driver Not Loaded"},
 		{"all", "no permission", "no_permission", "Insufficient Permissions"},
 		{"all", "unknown", "driver_failed", "Unknown Error"},
-		{"all", "crash", "driver_crashed", "loading libnvidia-ml.so.1 and starting NVML: "},
+		{"all", "crash", "driver_crashed", "loading libnvidia-ml.so.1 and starting NVML: exit status 2: the library greets its user; SIGSEGV: segmentation violation"},
 		{"all", "exit", "driver_crashed", "exit status 3"},
 	} {
 		got := module(t, twoCards(t), each.libraries, each.mode, nil)
