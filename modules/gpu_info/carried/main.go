@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build cgo
+
 // The module as the collection carries it: a program beside the bundle, since it needs cgo and glibc and the bundle must not.
 package main
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build cgo
+
 // The module as a stand-alone program, which stock Ansible runs from a library/ folder.
 package main
 
