@@ -38,6 +38,10 @@ type (
 	rollback struct {
 		Ticket string `json:"ticket"`
 	}
+	// finish does what is left of a change that was confirmed.
+	finish struct {
+		Ticket string `json:"ticket"`
+	}
 	// forget removes what is left of a change that is over.
 	forget struct {
 		Ticket string `json:"ticket"`
@@ -89,6 +93,11 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return out, nil
 	}
 
+	if args.Phase == "apply" && args.ConfirmTimeout > 0 && current.NoProof != "" {
+		return out, ansible.Fail(CodeOldConnection, "set ansible_connection: ssh and ansible_host for this host, or, if you sit in front of it, confirm_timeout: 0",
+			"%s: the change could not be confirmed and would be undone: %s; nothing was touched", object, current.NoProof)
+	}
+
 	addChange(&out, args, current, wanted, object)
 
 	return out, nil
@@ -98,13 +107,22 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 func planArmed(out *plan.Plan[State], args Args, current State, object string) (bool, error) {
 	old := current.Armed
 
-	if old != nil && old.Ours && armed.Phase(old.Phase) == armed.RolledBack {
-		return true, rolledBack(*old)
+	phase := armed.Phase("")
+	if old != nil {
+		phase = armed.Phase(old.Phase)
 	}
 
-	open := old != nil && (armed.Phase(old.Phase).Open() || armed.Phase(old.Phase) == armed.Confirmed)
+	open := phase.Open()
 
 	switch {
+	case phase == armed.Confirmed && args.Phase != "plan":
+		// It was decided; whoever did was cut off before all was written down. What was asked for is planned after that.
+		out.Add(plan.Change, object, finish{old.Ticket}, "finish the confirmed change %s", old.Ticket)
+		out.After.Armed = nil
+
+		return true, nil
+	case phase == armed.RolledBack && old.Ours, phase == armed.Stuck && args.Phase != "rollback" && args.Phase != "plan":
+		return true, undone(*old)
 	case args.Phase == "confirm":
 		return true, planConfirm(out, args, old, open, object)
 	case args.Phase == "rollback":
@@ -121,39 +139,53 @@ func planArmed(out *plan.Plan[State], args Args, current State, object string) (
 		out.After.Armed = nil
 
 		return true, nil
-	case old.Phase == string(armed.Applied) && old.Guarded && old.Wanted == args.wanted && args.Phase == "apply":
-		out.Add(plan.Report, object, nil, "change %s waits to be confirmed over a new connection (phase: confirm)", old.Ticket)
+	case phase == armed.Applied && old.Wanted == args.wanted && args.Phase == "apply":
+		// Who asked for it was cut off. The connection of now may be the proof that was missing.
+		out.Add(plan.Change, object, confirm{old.Ticket}, "confirm change %s: %s", old.Ticket, old.Summary)
+		out.After.Armed = nil
 
 		return true, nil
 	}
 
-	state := "is being made; it ends by itself"
-	if !old.Guarded {
-		state = "was cut off, and nobody is left to undo it"
-	}
-
-	return true, ansible.Fail(CodeArmed, "run the module with phase: confirm if the host is as you want it, or with phase: rollback",
-		"%s: change %s (%s) %s: it is %s", object, old.Ticket, old.Summary, state, old.Phase)
+	return true, inTheWay(*old, object)
 }
 
-func rolledBack(old Armed) error {
-	msg := old.Reason
-	if old.Failed != "" {
-		msg += "; and undoing it did not fully succeed: " + old.Failed
+// inTheWay refuses to begin something beside a change that is not over.
+func inTheWay(old Armed, object string) error {
+	state, hint := "is being made; it ends by itself", "wait until it is over, or run the module with phase: rollback"
+	if !old.Guarded {
+		state, hint = "was cut off, and nobody is left to undo it", "run the module with phase: rollback"
 	}
 
-	return ansible.Fail(CodeRolledBack, "the host is as it was before", "the change was undone: %s", msg)
+	if old.Phase == string(armed.Applied) {
+		hint = "run the module with phase: confirm if the host is as you want it, or with phase: rollback"
+	}
+
+	return ansible.Fail(CodeArmed, hint, "%s: change %s (%s) %s: it is %s", object, old.Ticket, old.Summary, state, old.Phase)
+}
+
+// undone tells why a change was undone, or could not be.
+func undone(old Armed) error {
+	if old.Phase == string(armed.Stuck) {
+		return ansible.Fail(CodeNotUndone,
+			"mend what stood in the way and run the module with phase: rollback; all that was there is kept under "+armed.DefaultDir,
+			"change %s was to be undone (%s), and that failed: %s", old.Ticket, old.Reason, old.Failed)
+	}
+
+	return ansible.Fail(CodeRolledBack, "the host is as it was before", "the change was undone: %s", old.Reason)
 }
 
 func planConfirm(out *plan.Plan[State], args Args, old *Armed, open bool, object string) error {
 	switch {
 	case old != nil && args.Ticket != "" && old.Ticket != args.Ticket:
 		return ansible.Fail(CodeArmed, "", "%s: the change is %s, not %s", object, old.Ticket, args.Ticket)
+	case open && !old.Guarded && old.Phase != string(armed.Applied):
+		return inTheWay(*old, object)
 	case open:
 		out.Add(plan.Change, object, confirm{old.Ticket}, "confirm change %s: %s", old.Ticket, old.Summary)
 		out.After.Armed = nil
 	case old != nil && old.Phase == string(armed.RolledBack):
-		return rolledBack(*old)
+		return undone(*old)
 	}
 
 	return nil
@@ -178,7 +210,7 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 	verb := plan.Change
 
 	switch {
-	case args.State == "absent":
+	case args.State == "absent" && wanted.After.Link(args.Name) == nil:
 		verb = plan.Delete
 	case current.Net.Link(args.Name) == nil:
 		verb = plan.Create
@@ -557,6 +589,14 @@ func currentFile(current State, path string) *netconfig.File {
 // wantedTarget is the kernel as it is to be, and what of it has to be written down anew.
 func wantedTarget(args Args, current State, original, before netstate.Target, ports []string) (netstate.Target, netconfig.IP, error) {
 	bridge := makeBridgeLink(args, current, original, ports)
+
+	source := current.Config
+	if current.Record != nil {
+		source = current.Record.Source
+	}
+
+	listenForRouters(args, source.Manager, &bridge)
+
 	after := netstate.Move(original, bridge, ports)
 
 	if current.Record != nil {
@@ -579,6 +619,7 @@ func wantedTarget(args Args, current State, original, before netstate.Target, po
 
 	if current.Record != nil {
 		keepForeign(&after, netstate.Move(before, bridge, ports), current.Record.Applied)
+		limitIPv6(args, &after)
 	}
 
 	return after, ip, nil
@@ -630,6 +671,8 @@ func makeBridgeLink(args Args, current State, original netstate.Target, ports []
 
 	if current.Net.Link(args.Name) == nil {
 		bridge.Sysctls = netstate.InheritedSysctls(*port)
+	} else if value, ok := port.Sysctls[disableIPv6]; ok {
+		bridge.Sysctls = map[string]string{disableIPv6: value} // it may have been off until now
 	}
 
 	return bridge
@@ -673,6 +716,13 @@ func applyIP(args Args, after *netstate.Target, original netstate.Target) (netco
 		after.Routes = append(after.Routes, makeRoute(args.Name, route))
 	}
 
+	limitIPv6(args, after)
+
+	return ip, checkInherited(args, *after)
+}
+
+// limitIPv6 takes out of the target what the user does not want of IPv6.
+func limitIPv6(args Args, after *netstate.Target) {
 	switch args.IPv6 {
 	case "off":
 		dropIPv6(after)
@@ -680,8 +730,20 @@ func applyIP(args Args, after *netstate.Target, original netstate.Target) (netco
 		after.Addrs = slices.DeleteFunc(after.Addrs, func(addr netstate.Addr) bool { return !addr.Addr4() && addr.Dynamic() })
 		after.Routes = slices.DeleteFunc(after.Routes, func(route netstate.Route) bool { return route.IPv6 && route.Proto == netstate.ProtoRA })
 	}
+}
 
-	return ip, checkInherited(args, *after)
+// listenForRouters sets whether the kernel itself heeds router advertisements, where the manager leaves that to it.
+func listenForRouters(args Args, manager string, bridge *netstate.Link) {
+	value := map[string]string{"ra": "1", "static": "0"}[args.IPv6]
+	if value == "" || manager != netconfig.Ifupdown {
+		return
+	}
+
+	if bridge.Sysctls = maps.Clone(bridge.Sysctls); bridge.Sysctls == nil {
+		bridge.Sysctls = map[string]string{}
+	}
+
+	bridge.Sysctls["ipv6/accept_ra"] = value
 }
 
 // checkInherited finds a gateway that the addresses do not reach. (One that the host has now is reached.)
@@ -810,6 +872,8 @@ func makeRoute(bridge string, arg RouteArg) netstate.Route {
 	return route
 }
 
+const disableIPv6 = "ipv6/disable_ipv6"
+
 func dropIPv6(after *netstate.Target) {
 	after.Addrs = slices.DeleteFunc(after.Addrs, func(addr netstate.Addr) bool { return !addr.Addr4() })
 	after.Routes = slices.DeleteFunc(after.Routes, func(route netstate.Route) bool { return route.IPv6 })
@@ -817,7 +881,7 @@ func dropIPv6(after *netstate.Target) {
 	for i := range after.Links {
 		sysctls := maps.Clone(after.Links[i].Sysctls)
 		if sysctls != nil {
-			sysctls["ipv6/disable_ipv6"] = "1"
+			sysctls[disableIPv6] = "1"
 			after.Links[i].Sysctls = sysctls
 		}
 	}
@@ -937,10 +1001,10 @@ func backTarget(bridge string, record *armed.Record, before netstate.Target) net
 	dynamic := slices.ContainsFunc(after.Addrs, netstate.Addr.Dynamic)
 	static := armed.Static(after)
 	after.Addrs, after.Routes, after.Lenient = static.Addrs, static.Routes, true
-	after.Links = slices.DeleteFunc(slices.Clone(record.Original.Links), func(link netstate.Link) bool { return link.Name == bridge })
+	after.Links = slices.Clone(record.Original.Links) // with the bridge, if it was somebody's before, and empty
 
 	for i := range after.Links {
-		if now := before.Link(after.Links[i].Name); now != nil {
+		if now := before.Link(after.Links[i].Name); now != nil && now.Name != bridge {
 			after.Links[i].Carrier = now.Carrier
 		}
 	}

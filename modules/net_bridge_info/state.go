@@ -105,10 +105,15 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	change, err := store.Load()
-	if err == nil && change != nil {
+	if err != nil || change == nil {
+		return state, err
+	}
+
+	guarded, err := store.Guarded()
+	if err == nil {
 		state.Armed = &Armed{
 			Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary,
-			Guarded: store.Guarded() && change.BootID == armed.BootID(), Reason: change.Reason, Failed: change.Failed,
+			Guarded: guarded && change.BootID == armed.BootID(), Reason: change.Reason, Failed: change.Failed,
 		}
 	}
 

@@ -321,7 +321,8 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         self._update_module_args(self._task.action, args, task_vars)
         key = base64.b64encode(secrets.token_bytes(32)).decode()
-        return dict(module=self._module_name(), args=args, key=key, answers={}, resume="")
+        module = self._module_name()
+        return dict(module=module, args=args, connection=self._connection.transport, key=key, answers={}, resume="")
 
     def _module_name(self):
         return self._task.action.rpartition(".")[2]

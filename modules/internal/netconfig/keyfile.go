@@ -241,16 +241,17 @@ func keyfileIP(made []section, ip IP) ([]section, error) {
 	return made, nil
 }
 
+// numbered tells of a key such as address1.
+func numbered(key, stem string) bool {
+	_, err := strconv.Atoi(strings.TrimPrefix(key, stem))
+
+	return strings.HasPrefix(key, stem) && err == nil
+}
+
 func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
-	numbered := func(key, stem string) bool {
-		_, err := strconv.Atoi(strings.TrimPrefix(key, stem))
-
-		return strings.HasPrefix(key, stem) && err == nil
-	}
-
 	if ip.Addresses != nil {
 		s.remove(func(line setting) bool {
-			return numbered(line.key, "address") || numbered(line.key, "route") || line.key == "gateway" || line.key == "method" ||
+			return numbered(line.key, "address") || numbered(strings.TrimSuffix(line.key, "_options"), "route") || line.key == "gateway" || line.key == "method" ||
 				strings.HasPrefix(line.key, "dhcp-")
 		})
 
@@ -313,9 +314,10 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 	}
 
 	next := 1
+
 	for _, line := range s.lines {
-		if numbered(line.key, "route") {
-			next++
+		if number, err := strconv.Atoi(strings.TrimPrefix(line.key, "route")); err == nil {
+			next = max(next, number+1)
 		}
 	}
 
@@ -324,12 +326,7 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 			continue
 		}
 
-		value := route.To
-		if route.Via != "" {
-			value += "," + route.Via
-		}
-
-		s.add(fmt.Sprintf("route%d", next), value)
+		s.add(fmt.Sprintf("route%d", next), keyfileRoute(route))
 
 		var options []string
 
@@ -349,4 +346,27 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 
 		next++
 	}
+}
+
+// keyfileRoute is a route as nm-settings-keyfile(5) has it: destination, next hop, metric. A metric without a next hop comes
+// after the address that is none.
+func keyfileRoute(route Route) string {
+	value, via := route.To, route.Via
+
+	if via == "" && route.Metric != 0 {
+		via = "0.0.0.0"
+		if isV6(route.To) {
+			via = "::"
+		}
+	}
+
+	if via != "" {
+		value += "," + via
+	}
+
+	if route.Metric != 0 {
+		value += "," + strconv.Itoa(route.Metric)
+	}
+
+	return value
 }

@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -372,20 +371,4 @@ func shellVars(path string) map[string]string {
 
 func netifState(root string, index int) map[string]string {
 	return shellVars(filepath.Join(root, "/run/systemd/netif/links", strconv.Itoa(index)))
-}
-
-var secretLine = regexp.MustCompile(`(?im)^\s*"?(?:[a-z0-9_-]*(?:password|passwd|psk|secret|presharedkey|privatekey|private-key|wep-key[0-9]|pin)(?:-raw)?|key)"?\s*[:=]\s*(.+?)\s*$`)
-
-// Secrets finds passwords and keys in configuration files, which nobody is to see.
-func Secrets(text string) []string {
-	var found []string
-
-	for _, match := range secretLine.FindAllStringSubmatch(text, -1) {
-		// A word that short is no secret worth the name, and masking it would garble all else.
-		if value := strings.Trim(match[1], `"'`); len(value) >= 6 {
-			found = append(found, value)
-		}
-	}
-
-	return found
 }

@@ -442,6 +442,10 @@ func Simulate(current Net, target Target) Net {
 		have := current.Link(link.Name)
 		if have != nil {
 			sysctls := maps.Clone(have.Sysctls)
+			if sysctls == nil {
+				sysctls = map[string]string{}
+			}
+
 			maps.Copy(sysctls, link.Sysctls)
 			link.Sysctls = sysctls
 		}
