@@ -35,6 +35,7 @@ TOOLS_DEMO := ansible-playbook=ansible-core debootstrap=debootstrap systemd-nspa
 	ip=iproute2 ssh=openssh-client perl=perl-base gzip=gzip git=git ca-certificates=ca-certificates
 TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
+	qemu-system-x86_64=qemu-system-x86 xz=xz-utils zstd=zstd mke2fs=e2fsprogs \
 	dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help
@@ -48,7 +49,7 @@ help: ## list the targets
 
 # --- set-up
 
-.PHONY: root go deps deps-demo
+.PHONY: root go deps deps-packages deps-demo
 root:
 	@if [ "$$(id -u)" != 0 ]; then echo "this needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; fi
 
@@ -73,10 +74,14 @@ define install
 	  else echo "deps: this distribution has no package $$package; the tests that need it are skipped (and fail under CI=true)"; fi
 	done
 	echo "deps: apt-get install$$wanted"
-	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $$wanted >/dev/null
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install $$wanted >/dev/null
 endef
 
-deps: go ## install with apt what is missing for everything (as root)
+deps: deps-packages ## install with apt what is missing for everything (as root)
+	@# Only unpacked to the user's cache, never installed.
+	go run ./tests/vm/cmd || echo "deps: no kernel for virtual machines; the tests that need it are skipped (and fail under CI=true)"
+
+deps-packages: go
 	$(call install,$(TOOLS_TEST))
 
 deps-demo: go

@@ -42,6 +42,17 @@ func imageKey() string {
 	return suite + "-" + hex.EncodeToString(sum[:6])
 }
 
+// BaseImage gives the folder of the lab's Debian without LXD, and builds it first when it is not cached. Others may lay
+// something over it; it must not be changed. What takes time is told to log.
+func BaseImage(ctx context.Context, log io.Writer) (string, error) {
+	cfg, err := Config{Log: log}.withDefaults()
+	if err != nil {
+		return "", err
+	}
+	img, err := ensureImage(ctx, cfg.CacheDir, cfg.Log)
+	return filepath.Join(img.dir, "base"), err
+}
+
 // openImage finds a built image by its key.
 func openImage(cache, key string) (image, error) {
 	dir := filepath.Join(cache, "images", key)

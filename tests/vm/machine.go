@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/vm/wire"
+)
+
+// Machine says what is booted. The zero value is a PC without network or disk that runs what the initramfs has.
+type Machine struct {
+	// Type is QEMU's -machine; default q35.
+	Type string
+	// Args are more of QEMU's options, such as devices. Addresses 1c to 1e of the root bus are taken.
+	Args []string
+	// CPUs is the number of processors, default 2; Memory is in MiB, default 512, and 1024 with Root.
+	CPUs, Memory int
+	// Cmdline is added to the kernel's command line.
+	Cmdline string
+	// Modules are kernel modules by name, parameters behind a space. What they depend on is loaded before them.
+	Modules []string
+	// Files are put into the guest, by their path there.
+	Files map[string]File
+	// Root are folders of this machine that together, topmost first, are the guest's root, with systemd in it; see Debian.
+	// What the guest writes is its own.
+	Root []string
+	// Keep has what the guest writes outlast a restart of a guest with Root.
+	Keep bool
+	// Kernel and Initrd are files to boot in place of ours. A guest with an Initrd of its own takes no commands: see
+	// Guest.Wait and Guest.Serial.
+	Kernel, Initrd string
+	// Before is called with QEMU's process id before the guest's first instruction, at every start.
+	Before func(pid int) error
+}
+
+// File is a file for the guest.
+type File struct {
+	Data []byte
+	From string      // the file on this machine that has the data
+	Mode fs.FileMode // default 0644
+}
+
+const (
+	qemuProgram = "qemu-system-x86_64"
+	busyboxFile = "/usr/bin/busybox"
+	// bootLimit is for a machine that has many other things to do; on an idle one a boot takes 5 to 20 s.
+	bootLimit = 4 * time.Minute
+	diskSize  = 512 << 20
+)
+
+// modules are those that were asked for and those that this package needs.
+func (m Machine) modules() []string {
+	names := []string{"virtio_pci", "virtio_console"}
+	if len(m.Root) > 0 {
+		names = append(names, "9pnet_virtio", "9p", "overlay")
+	}
+	if m.Keep {
+		names = append(names, "virtio_blk", "crc32c_generic", "ext4")
+	}
+	return append(names, m.Modules...)
+}
+
+func (m Machine) tags() []string {
+	var tags []string
+	for i := range m.Root {
+		tags = append(tags, fmt.Sprintf("layer%d", i))
+	}
+	return tags
+}
+
+// diskDevice is the disk of Keep in the guest. The kernel names virtio disks by their order, so a test that adds disks adds
+// them with an address behind ours, or of another kind.
+func (m Machine) diskDevice() string {
+	if !m.Keep {
+		return ""
+	}
+	return "/dev/vda"
+}
+
+// Guest is a booted machine.
+type Guest struct {
+	// Kernel is what it runs, unless Machine.Kernel is given.
+	Kernel *Kernel
+
+	machine Machine
+	dir     string // of this guest alone: sockets, initramfs, disk, log
+
+	lock sync.Mutex // of the rest
+	qemu *qemu
+}
+
+// qemu is one life of a guest.
+type qemu struct {
+	pid  int
+	port net.Conn
+	done chan struct{} // closed when QEMU has ended
+	err  error         // why, then
+
+	lock    sync.Mutex
+	next    int
+	waiting map[int]chan wire.Answer
+}
+
+// missing says what this machine lacks to boot a guest, once.
+var missing = sync.OnceValue(func() error {
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		return fmt.Errorf("the guests are Linux on amd64, with this machine's busybox: this is %s on %s", runtime.GOOS, runtime.GOARCH)
+	}
+	for _, tool := range []string{qemuProgram, "dpkg-deb", "apt-get", "xz"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fmt.Errorf("%w: make deps installs it", err)
+		}
+	}
+	if _, err := os.Stat(busyboxFile); err != nil {
+		return fmt.Errorf("%w: make deps installs it", err)
+	}
+	_, err := OpenKernel(context.Background(), false, os.Stderr)
+	return err
+})
+
+// Need skips the test where guests cannot be booted, and fails it there under CI=true.
+func Need(t testing.TB) {
+	t.Helper()
+	if os.Getenv("THINKUBE_LAB") == "" {
+		t.Skip("boots a machine in QEMU: set THINKUBE_LAB=1")
+	}
+	if err := missing(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+}
+
+// Boot starts a machine and waits until it takes commands. It ends with the test.
+func Boot(t testing.TB, machine Machine) *Guest {
+	t.Helper()
+	Need(t)
+	started := time.Now()
+	guest, err := prepare(t.Context(), machine)
+	if guest != nil {
+		t.Cleanup(func() { guest.close(t) })
+	}
+	require.NoError(t, err)
+	prepared := time.Since(started)
+	require.NoError(t, guest.start(t.Context()))
+	t.Logf("booted in %s, after %s of preparation", (time.Since(started) - prepared).Round(10*time.Millisecond), prepared.Round(10*time.Millisecond))
+	return guest
+}
+
+// prepare makes the files that QEMU needs. It gives a guest with an error too: what it made has to be removed.
+func prepare(ctx context.Context, machine Machine) (*Guest, error) {
+	dir, err := os.MkdirTemp("", "thinkube-vm-") // short: the path of a socket has 107 bytes at most
+	if err != nil {
+		return nil, err
+	}
+	guest := &Guest{machine: machine, dir: dir}
+	guest.Kernel, err = OpenKernel(ctx, false, os.Stderr)
+	if err != nil {
+		return guest, err
+	}
+	if machine.Initrd == "" {
+		agent := filepath.Join(dir, "agent")
+		err := buildFor(ctx, "amd64", agent, "github.com/thinkube/infra/tests/vm/agent")
+		if err != nil {
+			return guest, err
+		}
+		packed, err := makeInitramfs(ctx, guest.Kernel, machine, agent)
+		if err == nil {
+			err = os.WriteFile(guest.path("initramfs"), packed, 0o600)
+		}
+		if err != nil {
+			return guest, err
+		}
+	}
+	if machine.Keep {
+		_, err = run(ctx, dir, "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0", "disk", fmt.Sprintf("%dM", diskSize>>20))
+	}
+	return guest, err
+}
+
+// buildFor builds a program of this module, static.
+func buildFor(ctx context.Context, arch, to, pkg string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", to}, args, []string{pkg})...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// Build builds a program of this module for the guest, in a folder of the test's.
+func Build(t testing.TB, pkg string, args ...string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	require.NoError(t, buildFor(t.Context(), "amd64", to, pkg, args...))
+	return to
+}
+
+func (g *Guest) path(name string) string { return filepath.Join(g.dir, name) }
+
+func either(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// args are QEMU's.
+func (g *Guest) args() []string {
+	m := g.machine
+	cpus, memory := max(m.CPUs, 0), m.Memory
+	if cpus == 0 {
+		cpus = 2
+	}
+	if memory == 0 {
+		memory = 512
+		if len(m.Root) > 0 {
+			memory = 1024
+		}
+	}
+	// A panic ends QEMU, for its restart does. The rest makes an emulated machine faster, or the log shorter.
+	cmdline := "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on net.ifnames=0 audit=0 apparmor=0 systemd.show_status=no"
+	args := []string{
+		"-accel", "tcg,thread=multi", "-machine", either(m.Type, "q35"), "-cpu", "max", "-m", fmt.Sprint(memory), "-smp", fmt.Sprint(cpus),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-chardev", "file,id=serial,append=on,path=" + g.path("serial.log"), "-serial", "chardev:serial",
+		"-qmp", "unix:" + g.path("qmp") + ",server=on,wait=off", "-S",
+		"-kernel", either(m.Kernel, filepath.Join(g.Kernel.dir, "vmlinux")), "-initrd", either(m.Initrd, g.path("initramfs")),
+		"-append", strings.TrimSpace(cmdline + " " + m.Cmdline),
+	}
+	args = append(args, m.Args...)
+	if m.Initrd == "" {
+		args = append(args, "-device", "virtio-serial-pci,addr=1e.0", "-chardev", "socket,id=agent,server=on,wait=off,path="+g.path("agent.sock"),
+			"-device", "virtserialport,chardev=agent,name="+wire.Port)
+	}
+	for i, folder := range m.Root {
+		tag := m.tags()[i]
+		args = append(args, "-fsdev", fmt.Sprintf("local,id=%s,security_model=passthrough,readonly=on,multidevs=remap,path=%s", tag, folder),
+			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s,addr=1d.%d,multifunction=on", tag, tag, i))
+	}
+	if m.Keep {
+		args = append(args, "-drive", "if=none,id=keep,format=raw,file="+g.path("disk"), "-device", "virtio-blk-pci,drive=keep,addr=1c.0")
+	}
+	return args
+}
+
+// start boots the machine, once more if it was booted before.
+func (g *Guest) start(ctx context.Context) error {
+	g.lock.Lock()
+	defer g.lock.Unlock()
+	for _, name := range []string{"qmp", "agent.sock"} {
+		if err := os.Remove(g.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	life := &qemu{done: make(chan struct{}), waiting: map[int]chan wire.Answer{}}
+	if err := life.launch(g.args()); err != nil {
+		return err
+	}
+	g.qemu = life
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	ready := life.expect(wire.Ready)
+	if g.machine.Initrd == "" {
+		port, err := life.dial(ctx, g.path("agent.sock"))
+		if err != nil {
+			return err
+		}
+		life.port = port
+		go life.read()
+	}
+	if g.machine.Before != nil {
+		if err := g.machine.Before(life.pid); err != nil {
+			return err
+		}
+	}
+	if err := life.begin(ctx, g.path("qmp")); err != nil || g.machine.Initrd != "" {
+		return err
+	}
+	select {
+	case <-ready:
+		return nil
+	case <-life.done:
+		return fmt.Errorf("the guest ended while it booted: %w", life.err)
+	case <-ctx.Done():
+		return fmt.Errorf("the guest has not booted within %s: %w", bootLimit, ctx.Err())
+	}
+}
+
+// launch starts QEMU. It dies with this process, however that ends.
+func (q *qemu) launch(args []string) error {
+	cmd := exec.Command(qemuProgram, args...)
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the parent that Pdeathsig means is the thread
+		err := cmd.Start()
+		if err == nil {
+			q.pid = cmd.Process.Pid
+		}
+		started <- err
+		if err != nil {
+			return
+		}
+		q.err = errors.Join(cmd.Wait(), errors.New(strings.TrimSpace("QEMU has ended. "+said.String())))
+		close(q.done)
+	}()
+	return <-started
+}
+
+// dial connects to a socket that QEMU opens when it is ready to.
+func (q *qemu) dial(ctx context.Context, path string) (net.Conn, error) {
+	for {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-q.done:
+			return nil, q.err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// begin lets the processor run.
+func (q *qemu) begin(ctx context.Context, path string) error {
+	conn, err := q.dial(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if limit, ok := ctx.Deadline(); ok {
+		err = conn.SetDeadline(limit)
+	}
+	// QMP greets first, then answers each command; events may come between.
+	lines := bufio.NewScanner(conn)
+	for _, command := range []string{"", "qmp_capabilities", "cont"} {
+		if command != "" && err == nil {
+			_, err = fmt.Fprintf(conn, "{\"execute\":%q}\n", command)
+		}
+		for answered := false; !answered && err == nil; {
+			var answer map[string]any
+			if !lines.Scan() {
+				return errors.Join(fmt.Errorf("QMP ended: %w", errors.Join(lines.Err(), io.ErrUnexpectedEOF)), q.why())
+			}
+			err = json.Unmarshal(lines.Bytes(), &answer)
+			if answer["error"] != nil {
+				return fmt.Errorf("QMP: %s: %v", command, answer["error"])
+			}
+			answered = answer["event"] == nil
+		}
+	}
+	return err
+}
+
+// why tells what QEMU says of its end, if that is near.
+func (q *qemu) why() error {
+	select {
+	case <-q.done:
+		return q.err
+	case <-time.After(time.Second):
+		return nil
+	}
+}
+
+// expect is where the answer of that ID comes.
+func (q *qemu) expect(id int) chan wire.Answer {
+	answer := make(chan wire.Answer, 1)
+	q.lock.Lock()
+	defer q.lock.Unlock()
+	q.waiting[id] = answer
+	return answer
+}
+
+// read hands out answers until the guest ends.
+func (q *qemu) read() {
+	lines := json.NewDecoder(bufio.NewReader(q.port))
+	for {
+		var answer wire.Answer
+		if lines.Decode(&answer) != nil {
+			return // what waits looks at done
+		}
+		q.lock.Lock()
+		waits := q.waiting[answer.ID]
+		delete(q.waiting, answer.ID)
+		q.lock.Unlock()
+		if waits != nil {
+			waits <- answer
+		}
+	}
+}
+
+func (q *qemu) send(request wire.Request) error {
+	text, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	q.lock.Lock()
+	defer q.lock.Unlock()
+	_, err = q.port.Write(append(text, '\n'))
+	return err
+}
+
+// end ends QEMU, and waits for that.
+func (q *qemu) end() {
+	select {
+	case <-q.done: // the number may be another process's by now
+	default:
+		_ = syscall.Kill(q.pid, syscall.SIGKILL)
+		<-q.done
+	}
+	if q.port != nil {
+		_ = q.port.Close()
+	}
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/lab"
+)
+
+//go:embed root.sh
+var recipe []byte
+
+// Debian gives the folders of a Debian with systemd, udev, networkd, sshd and Python, for Machine.Root: the lab's base image
+// and a layer on it. Both are made once and cached. It needs root, as all does that has to do with other users' files.
+func Debian(t testing.TB) []string {
+	t.Helper()
+	Need(t)
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root: makes a Debian")
+		}
+		t.Skip("needs root: makes a Debian")
+	}
+	folders, err := debian(t.Context())
+	require.NoError(t, err)
+	return folders
+}
+
+func debian(ctx context.Context) ([]string, error) {
+	base, err := lab.BaseImage(ctx, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(slices.Concat(recipe, []byte(base)))
+	made := filepath.Join(cache, "root-"+hex.EncodeToString(sum[:6]))
+	err = locked(cache, "root", func() error {
+		if _, err := os.Stat(made); err == nil {
+			return nil
+		}
+		return makeLayer(ctx, cache, base, made)
+	})
+	return []string{filepath.Join(made, "layer"), base}, err
+}
+
+// makeLayer makes the layer, which has its name only when it is complete, and removes older ones.
+func makeLayer(ctx context.Context, cache, base, made string) error {
+	fresh, script := filepath.Join(cache, ".root"), filepath.Join(cache, "root.sh")
+	old, err := filepath.Glob(filepath.Join(cache, "root-*"))
+	for _, each := range append(old, fresh) {
+		err = errors.Join(err, os.RemoveAll(each))
+	}
+	err = errors.Join(err, os.Mkdir(fresh, 0o755), os.WriteFile(script, recipe, 0o600))
+	if err != nil {
+		return err
+	}
+	_, err = run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", script, base, fresh)
+	if err != nil {
+		return fmt.Errorf("making a root for guests: %w", errors.Join(err, os.RemoveAll(fresh)))
+	}
+	return os.Rename(fresh, made)
+}
