@@ -31,7 +31,7 @@ type Args struct {
 	AllowBootDisplay  bool             `ansible:"allow_boot_display" default:"false"`
 	ApplyNow          bool             `ansible:"apply_now" default:"true"`
 	Stage             string           `ansible:"stage" choices:"initramfs,udev,none" default:"initramfs"`
-	Root              string           `ansible:"root" default:"/"`
+	Root              ansible.Path     `ansible:"root" default:"/"`
 	Timeout           ansible.Duration `ansible:"timeout" default:"15m"`
 }
 
@@ -51,7 +51,7 @@ func (a Args) root() string {
 		return ""
 	}
 
-	return a.Root
+	return string(a.Root)
 }
 
 // live tells whether functions change their drivers now.
@@ -187,11 +187,11 @@ func normalize(args *Args) error {
 		errs = append(errs, fmt.Errorf("driver %q: must be auto, vfio-pci, or a variant of it whose name ends in vfio_pci", args.Driver))
 	}
 
-	if !filepath.IsAbs(args.Root) {
+	if !filepath.IsAbs(string(args.Root)) {
 		errs = append(errs, fmt.Errorf("root %q: must be an absolute path", args.Root))
 	}
 
-	args.Root = filepath.Clean(args.Root)
+	args.Root = ansible.Path(filepath.Clean(string(args.Root)))
 
 	return errors.Join(errs...)
 }

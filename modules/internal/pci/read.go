@@ -62,7 +62,7 @@ func (r Reader) readHost(system *System) error {
 		return err
 	}
 
-	system.CPUVendor, err = r.cpuVendor()
+	system.CPUVendor, err = r.CPUVendor()
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,8 @@ func (r Reader) readIOMMU() (IOMMU, error) {
 	return iommu, err
 }
 
-func (r Reader) cpuVendor() (string, error) {
+// CPUVendor gives /proc/cpuinfo's vendor_id; empty where the kernel has none.
+func (r Reader) CPUVendor() (string, error) {
 	text, err := readText(r.Root + "/proc/cpuinfo")
 	if err != nil {
 		return "", err
