@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/bootloader"
 	"github.com/thinkube/infra/modules/internal/ownfile"
 	"github.com/thinkube/infra/modules/internal/plan"
 )
@@ -39,14 +40,14 @@ func (h *host) change(ctx context.Context, do change) error {
 		return errors.Join(err, h.unkeep(do))
 	}
 
-	err = h.refresh(ctx, do)
+	made, err := h.refresh(ctx, do)
 	if err == nil {
 		return nil
 	}
 
 	undo := writer.Undo(do.Changes)
-	if undo == nil {
-		// The entries may have been made anew in part.
+	if undo == nil && (made || do.Loader != bootloader.GRUB) {
+		// The entries may have been made anew in part. (GRUB's are one file, which is as it was.)
 		undo = h.reader().Refresh(context.WithoutCancel(ctx), do.Loader, do.Remove, do.Add)
 	}
 
@@ -57,23 +58,23 @@ func (h *host) change(ctx context.Context, do change) error {
 	return ansible.Fail(CodeRefresh, "see whether the boot loader's tool works without this module's file", "%w", errors.Join(err, h.unkeep(do)))
 }
 
-// refresh also looks whether the entries have become what they were to be.
-func (h *host) refresh(ctx context.Context, do change) error {
-	err := h.reader().Refresh(ctx, do.Loader, do.Add, do.Remove)
+// refresh also looks whether the entries have become what they were to be. It tells whether the tool made some.
+func (h *host) refresh(ctx context.Context, do change) (made bool, err error) {
+	err = h.reader().Refresh(ctx, do.Loader, do.Add, do.Remove)
 	if err != nil {
-		return err
+		return false, err
 	}
 
 	entries, err := h.reader().Entries(ctx, do.Loader)
 	if err != nil {
-		return err
+		return true, err
 	}
 
 	if left := lacks(entries, do.Present, do.Absent); len(left) > 0 {
-		return fmt.Errorf("%s has made its entries, and still: %s", do.Loader, strings.Join(left, ", "))
+		return true, fmt.Errorf("%s has made its entries, and still: %s", do.Loader, strings.Join(left, ", "))
 	}
 
-	return nil
+	return true, nil
 }
 
 // keep records what is about to change.

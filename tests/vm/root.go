@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -43,25 +44,32 @@ func debian(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	made, err := layer(ctx, "root", recipe, base)
+	return []string{made, base}, err
+}
+
+// layer gives the folder of a layer that a recipe makes from its arguments: a script, which gets a folder for it as its last
+// one. It is made once and cached; another recipe, or other arguments, make another.
+func layer(ctx context.Context, name string, recipe []byte, args ...string) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	sum := sha256.Sum256(slices.Concat(recipe, []byte(base)))
-	made := filepath.Join(cache, "root-"+hex.EncodeToString(sum[:6]))
-	err = locked(cache, "root", func() error {
+	sum := sha256.Sum256(slices.Concat(recipe, []byte(strings.Join(args, "\x00"))))
+	made := filepath.Join(cache, name+"-"+hex.EncodeToString(sum[:6]))
+	err = locked(cache, name, func() error {
 		if _, err := os.Stat(made); err == nil {
 			return nil
 		}
-		return makeLayer(ctx, cache, base, made)
+		return makeLayer(ctx, cache, name, recipe, args, made)
 	})
-	return []string{filepath.Join(made, "layer"), base}, err
+	return filepath.Join(made, "layer"), err
 }
 
 // makeLayer makes the layer, which has its name only when it is complete, and removes older ones.
-func makeLayer(ctx context.Context, cache, base, made string) error {
-	fresh, script := filepath.Join(cache, ".root"), filepath.Join(cache, "root.sh")
-	old, err := filepath.Glob(filepath.Join(cache, "root-*"))
+func makeLayer(ctx context.Context, cache, name string, recipe []byte, args []string, made string) error {
+	fresh, script := filepath.Join(cache, "."+name), filepath.Join(cache, name+".sh")
+	old, err := filepath.Glob(filepath.Join(cache, name+"-*"))
 	for _, each := range append(old, fresh) {
 		err = errors.Join(err, os.RemoveAll(each))
 	}
@@ -69,9 +77,9 @@ func makeLayer(ctx context.Context, cache, base, made string) error {
 	if err != nil {
 		return err
 	}
-	_, err = run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", script, base, fresh)
+	_, err = run(ctx, "", "unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child", "sh", script}, append(args, fresh)...)...)
 	if err != nil {
-		return fmt.Errorf("making a root for guests: %w", errors.Join(err, os.RemoveAll(fresh)))
+		return fmt.Errorf("making the layer %q: %w", name, errors.Join(err, os.RemoveAll(fresh)))
 	}
 	return os.Rename(fresh, made)
 }

@@ -279,14 +279,21 @@ func (r Reader) kernelstub(ctx context.Context, add, remove []string) error {
 
 // refreshGRUB makes grub.cfg anew, and puts the old one back when that fails.
 func (r Reader) refreshGRUB(ctx context.Context) error {
-	before, err := ownfile.Read(r.Tree.Root, grubConfig)
-	if err != nil {
-		return err
+	// The second is what grub-mkconfig writes first, and leaves behind when it fails.
+	var before []ownfile.Change
+
+	for _, path := range []string{grubConfig, grubConfig + ".new"} {
+		file, err := ownfile.Read(r.Tree.Root, path)
+		if err != nil {
+			return err
+		}
+
+		before = append(before, ownfile.Change{Path: path, Before: file})
 	}
 
-	err = r.Tree.Run(ctx, "grub-mkconfig", "-o", grubConfig)
+	err := r.Tree.Run(ctx, "grub-mkconfig", "-o", grubConfig)
 	if err != nil {
-		err = errors.Join(err, ownfile.Writer{Root: r.Tree.Root}.Undo([]ownfile.Change{{Path: grubConfig, Before: before}}))
+		err = errors.Join(err, ownfile.Writer{Root: r.Tree.Root}.Undo(before))
 	}
 
 	return err
