@@ -35,7 +35,7 @@ TOOLS_DEMO := ansible-playbook=ansible-core debootstrap=debootstrap systemd-nspa
 	ip=iproute2 ssh=openssh-client perl=perl-base gzip=gzip git=git ca-certificates=ca-certificates
 TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
-	qemu-system-x86_64=qemu-system-x86 xz=xz-utils zstd=zstd mke2fs=e2fsprogs \
+	qemu-system-x86_64=qemu-system-x86 xz=xz-utils zstd=zstd lz4=lz4 mke2fs=e2fsprogs \
 	dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help
