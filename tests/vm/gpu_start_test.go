@@ -107,15 +107,11 @@ func (r *startRoot) apply(t *testing.T, module string, options map[string]any) a
 	options["root"] = filepath.Join(r.dir, "root")
 	text, err := json.Marshal(options)
 	require.NoError(t, err)
-	out := r.mounted(t, fmt.Sprintf(`touch "$out/ansible.cfg"; cd /; export ANSIBLE_STDOUT_CALLBACK=json ANSIBLE_LOAD_CALLBACK_PLUGINS=1 ANSIBLE_LIBRARY='%s' ANSIBLE_CONFIG="$out/ansible.cfg"
-ansible -i localhost, -c local localhost -m %s -a '%s' || [ $? = 2 ]`, r.library, module, text))
-	var said struct {
-		Plays []struct {
-			Tasks []struct{ Hosts map[string]answer }
-		}
-	}
-	require.NoError(t, json.Unmarshal([]byte(out[strings.Index(out, "{"):]), &said), out)
-	return said.Plays[0].Tasks[0].Hosts["localhost"]
+	out := r.mounted(t, fmt.Sprintf(`touch "$out/ansible.cfg"; cd /; export ANSIBLE_LIBRARY='%s' ANSIBLE_CONFIG="$out/ansible.cfg"
+ansible -i localhost, -c local localhost -t "$out/tree" -m %s -a '%s' >/dev/null || [ $? = 2 ]; cat "$out/tree/localhost"`, r.library, module, text))
+	var said answer
+	require.NoError(t, json.Unmarshal([]byte(out), &said), out)
+	return said
 }
 
 // etc is all that the modules could have changed, beside the initramfs.

@@ -59,7 +59,7 @@ func bootCards(t *testing.T, iommu, cmdline string) *cards {
 }
 
 func cardArgs(iommu string) []string {
-	args := append([]string{"-audiodev", "none,id=a0", "-nic", "none"}, iommus[iommu]...)
+	args := append([]string{"-audiodev", "none,id=a0"}, iommus[iommu]...)
 	args = append(args, "-device", "VGA,addr=2")
 	for i, slot := range []string{"4.0", "5.0"} {
 		n := fmt.Sprint(i + 1)
