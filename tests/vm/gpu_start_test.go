@@ -255,3 +255,27 @@ func TestKernelParametersWithRealGRUB(t *testing.T) {
 	assert.Contains(t, said.Msg, "intel_iommu=on is missing", "a tool that does not take it")
 	assert.Equal(t, files, r.etc(t), "everything is as it was")
 }
+
+func TestKernelParametersWithRealKernelInstall(t *testing.T) {
+	r := newStartRoot(t)
+	// A system that systemd-boot starts, with a line that somebody wrote.
+	r.mounted(t, `echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"; mkdir -p "$root/boot/efi/loader/entries" "$root/etc/kernel"; echo layout=bls >"$root/etc/kernel/install.conf"
+printf 'root=UUID=1   ro quiet\n' >"$root/etc/kernel/cmdline"; rm "$root/usr/sbin/grub-mkconfig"
+mkdir -p "$root/boot/efi/0123456789abcdef0123456789abcdef"; release=$(ls "$root/lib/modules"); chroot "$root" kernel-install add "$release" "/boot/vmlinuz-$release"`)
+	before := r.etc(t)
+	line := func() string { return r.mounted(t, `grep -h '^options' "$root"/boot/efi/loader/entries/*.conf`) }
+	require.Contains(t, line(), "root=UUID=1 ro quiet")
+
+	options := map[string]any{"name": "gpu", "present": []string{"intel_iommu=on", "iommu=pt"}, "absent": []string{"quiet"}}
+	said := r.apply(t, "kernel_cmdline", options)
+	require.False(t, said.Failed, "%+v", said)
+	assert.Contains(t, line(), "root=UUID=1 ro intel_iommu=on iommu=pt")
+	assert.False(t, r.apply(t, "kernel_cmdline", options).Changed, "the second run")
+
+	said = r.apply(t, "kernel_cmdline", map[string]any{"name": "gpu", "state": "absent"})
+	require.False(t, said.Failed, "%+v", said)
+	assert.Equal(t, before, r.etc(t))
+	assert.Equal(t, "root=UUID=1   ro quiet\n", r.mounted(t, `cat "$root/etc/kernel/cmdline"`), "to the byte")
+	assert.Contains(t, line(), "quiet")
+	assert.NotContains(t, line(), "iommu")
+}
