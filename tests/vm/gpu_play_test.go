@@ -67,7 +67,7 @@ func bootGPUHost(t *testing.T) *gpuHost {
 	require.NoError(t, err)
 	base, err := lab.BaseImage(t.Context(), os.Stderr)
 	require.NoError(t, err)
-	made, err := layer(t.Context(), "gpuroot", gpuRecipe, base, kernel.Deb)
+	made, err := layer(t.Context(), "gpuroot-of-initramfs-tools", gpuRecipe, base, kernel.Deb, "initramfs-tools")
 	require.NoError(t, err)
 	h := &gpuHost{dir: t.TempDir(), port: freePort(t)}
 	for _, name := range []string{"user", "host"} {

@@ -33,7 +33,7 @@ type startRoot struct {
 	sys        string // the folder that is its sysfs
 }
 
-func newStartRoot(t *testing.T) *startRoot {
+func newStartRoot(t *testing.T, generator string) *startRoot {
 	t.Helper()
 	Need(t)
 	if os.Geteuid() != 0 {
@@ -46,7 +46,7 @@ func newStartRoot(t *testing.T) *startRoot {
 	require.NoError(t, err)
 	base, err := lab.BaseImage(t.Context(), os.Stderr)
 	require.NoError(t, err)
-	made, err := layer(t.Context(), "gpuroot", gpuRecipe, base, kernel.Deb)
+	made, err := layer(t.Context(), "gpuroot-of-"+generator, gpuRecipe, base, kernel.Deb, generator)
 	require.NoError(t, err)
 	// Not in a temporary folder: that may lie on an overlay, on which there cannot be another.
 	cache, err := cacheDir()
@@ -152,7 +152,7 @@ func reports(t *testing.T, initrd string) (drivers map[string]string, all string
 }
 
 func TestGPUIsReservedFromTheStart(t *testing.T) {
-	r := newStartRoot(t)
+	r := newStartRoot(t, "initramfs-tools")
 	before, names := r.etc(t), r.names(t)
 	stale := r.initramfs(t, "stale")
 	options := func() map[string]any { return map[string]any{"devices": []string{"02:00.0"}} }
@@ -217,7 +217,7 @@ func TestGPUIsReservedFromTheStart(t *testing.T) {
 }
 
 func TestKernelParametersWithRealGRUB(t *testing.T) {
-	r := newStartRoot(t)
+	r := newStartRoot(t, "initramfs-tools")
 	r.mounted(t, `sed -i 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="quiet amd_iommu=on splash"/' "$root/etc/default/grub"; chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg 2>/dev/null`)
 	before := r.etc(t)
 	lines := func() string { return r.mounted(t, `grep '^[[:space:]]*linux' "$root/boot/grub/grub.cfg"`) }
@@ -257,7 +257,7 @@ func TestKernelParametersWithRealGRUB(t *testing.T) {
 }
 
 func TestKernelParametersWithRealKernelInstall(t *testing.T) {
-	r := newStartRoot(t)
+	r := newStartRoot(t, "initramfs-tools")
 	// A system that systemd-boot starts, with a line that somebody wrote.
 	r.mounted(t, `echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"; mkdir -p "$root/boot/efi/loader/entries" "$root/etc/kernel"; echo layout=bls >"$root/etc/kernel/install.conf"
 printf 'root=UUID=1   ro quiet\n' >"$root/etc/kernel/cmdline"; rm "$root/usr/sbin/grub-mkconfig"
@@ -278,4 +278,25 @@ mkdir -p "$root/boot/efi/0123456789abcdef0123456789abcdef"; release=$(ls "$root/
 	assert.Equal(t, "root=UUID=1   ro quiet\n", r.mounted(t, `cat "$root/etc/kernel/cmdline"`), "to the byte")
 	assert.Contains(t, line(), "quiet")
 	assert.NotContains(t, line(), "iommu")
+}
+
+// TestGPUWithDracut looks into what dracut makes; its initramfs takes an emulated processor a minute to boot.
+func TestGPUWithDracut(t *testing.T) {
+	r := newStartRoot(t, "dracut")
+	before := r.etc(t)
+	list := func() string { return r.mounted(t, `chroot "$root" lsinitrd $(cd "$root"; ls boot/initrd.img-* | sed 's,^,/,') | sed -n 's/.* //p' | sort`) }
+	names := list()
+	options := func() map[string]any { return map[string]any{"devices": []string{"02:00.0"}} }
+
+	said := r.apply(t, "gpu_vfio", options())
+	require.False(t, said.Failed, "%+v", said)
+	assert.True(t, said.Changed)
+	assert.Contains(t, list(), "etc/udev/rules.d/05-thinkube-gpu-vfio.rules")
+	assert.Contains(t, list(), "vfio-pci.ko")
+	assert.False(t, r.apply(t, "gpu_vfio", options()).Changed, "the second run")
+
+	said = r.apply(t, "gpu_vfio", map[string]any{"state": "absent"})
+	require.False(t, said.Failed, "%+v", said)
+	assert.Equal(t, before, r.etc(t))
+	assert.Equal(t, names, list())
 }

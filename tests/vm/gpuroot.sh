@@ -3,13 +3,14 @@
 # cards' drivers and says on the console what became of the cards. Its hash is part of the layer's name in the cache. Called
 # by gpu_start_test.go in a mount and process namespace of its own: whatever is mounted here ends with it.
 #
-#   gpuroot.sh BASE KERNEL OUT
-#     BASE    the lab's base image's folder
-#     KERNEL  the kernel's package
-#     OUT     empty folder; gets layer/
+#   gpuroot.sh BASE KERNEL GENERATOR OUT
+#     BASE       the lab's base image's folder
+#     KERNEL     the kernel's package
+#     GENERATOR  initramfs-tools or dracut
+#     OUT        empty folder; gets layer/
 set -eu
 
-base=$1 kernel=$2 out=$3
+base=$1 kernel=$2 generator=$3 out=$4
 root=$out/merged
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
@@ -27,10 +28,11 @@ cp "$apt/sources.list" "$root/etc/apt/sources.list"
 cp "$apt/apt.conf" "$root/etc/apt/apt.conf.d/00build"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 chroot "$root" apt-get -qq update </dev/null
-chroot "$root" apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install initramfs-tools zstd udev kmod grub2-common </dev/null
+chroot "$root" apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install "$generator" zstd udev kmod grub2-common </dev/null
 
 # Of modules only those that the cards need: an emulated machine unpacks them slowly.
-mkdir -p "$root/etc/initramfs-tools/conf.d" "$root/etc/modprobe.d"
+mkdir -p "$root/etc/initramfs-tools/conf.d" "$root/etc/initramfs-tools/scripts/init-premount" "$root/etc/modprobe.d"
+[ "$generator" != dracut ] || printf 'hostonly=no\ndracutmodules=" base udev-rules kernel-modules "\ndrivers=" bochs snd-hda-intel xhci-pci "\n' >"$root/etc/dracut.conf.d/list.conf"
 echo MODULES=list >"$root/etc/initramfs-tools/conf.d/list"
 printf 'bochs\nsnd-hda-intel\nxhci-pci\n' >>"$root/etc/initramfs-tools/modules"
 # QEMU's card has a driver that does not know NVIDIA's id.
