@@ -218,10 +218,11 @@ func TestGPUIsReservedFromTheStart(t *testing.T) {
 
 func TestKernelParametersWithRealGRUB(t *testing.T) {
 	r := newStartRoot(t, "initramfs-tools")
-	r.mounted(t, `sed -i 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="quiet amd_iommu=on splash"/' "$root/etc/default/grub"; chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg 2>/dev/null`)
+	r.mounted(t, `sed -i 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="quiet amd_iommu=on splash"/' "$root/etc/default/grub"; env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg 2>/dev/null`)
 	before := r.etc(t)
 	lines := func() string { return r.mounted(t, `grep '^[[:space:]]*linux' "$root/boot/grub/grub.cfg"`) }
 	require.Contains(t, lines(), "quiet amd_iommu=on splash")
+	require.Contains(t, before, "set lang=de_DE")
 	options := func() map[string]any {
 		return map[string]any{"name": "gpu", "present": []string{"intel_iommu=on", "iommu=pt"}, "absent": []string{"amd_iommu"}}
 	}
@@ -248,7 +249,7 @@ func TestKernelParametersWithRealGRUB(t *testing.T) {
 	assert.Equal(t, "refresh_failed", said.Failure.Code, said.Msg)
 	assert.Equal(t, files, r.etc(t), "everything is as it was")
 
-	r.mounted(t, `rm "$root/etc/grub.d/00_broken"; sed -i '2iGRUB_CMDLINE_LINUX_DEFAULT=other' "$root/etc/grub.d/10_linux"; chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg 2>/dev/null`)
+	r.mounted(t, `rm "$root/etc/grub.d/00_broken"; sed -i '2iGRUB_CMDLINE_LINUX_DEFAULT=other' "$root/etc/grub.d/10_linux"; env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg 2>/dev/null`)
 	files = r.etc(t)
 	said = r.apply(t, "kernel_cmdline", options())
 	assert.Equal(t, "refresh_failed", said.Failure.Code, said.Msg)
@@ -284,7 +285,9 @@ mkdir -p "$root/boot/efi/0123456789abcdef0123456789abcdef"; release=$(ls "$root/
 func TestGPUWithDracut(t *testing.T) {
 	r := newStartRoot(t, "dracut")
 	before := r.etc(t)
-	list := func() string { return r.mounted(t, `chroot "$root" lsinitrd $(cd "$root"; ls boot/initrd.img-* | sed 's,^,/,') | sed -n 's/.* //p' | sort`) }
+	list := func() string {
+		return r.mounted(t, `chroot "$root" lsinitrd $(cd "$root"; ls boot/initrd.img-* | sed 's,^,/,') | sed -n 's/.* //p' | sort`)
+	}
 	names := list()
 	options := func() map[string]any { return map[string]any{"devices": []string{"02:00.0"}} }
 

@@ -77,7 +77,9 @@ END
 # The package of the boot loader proper would do that.
 cp "$root/usr/share/grub/default/grub" "$root/etc/default/grub"
 mkdir -p "$root/boot/grub"
-chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg
+# As its administrator has it: the menu is in that language.
+echo LANG=de_DE.UTF-8 >"$root/etc/default/locale"
+env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg
 rm -rf "$root/etc/apt"
 cp -a "$out/apt" "$root/etc/apt"
 

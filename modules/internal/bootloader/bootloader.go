@@ -291,12 +291,40 @@ func (r Reader) refreshGRUB(ctx context.Context) error {
 		before = append(before, ownfile.Change{Path: path, Before: file})
 	}
 
-	err := r.Tree.Run(ctx, "grub-mkconfig", "-o", grubConfig)
+	err := r.grubMkconfig(ctx)
 	if err != nil {
 		err = errors.Join(err, ownfile.Writer{Root: r.Tree.Root}.Undo(before))
 	}
 
 	return err
+}
+
+// grubMkconfig writes the menu in the system's language, as it does when an administrator calls it.
+func (r Reader) grubMkconfig(ctx context.Context) error {
+	command, err := r.Tree.Command(ctx, "grub-mkconfig", "-o", grubConfig)
+	if err != nil {
+		return err
+	}
+
+	isLocale := func(setting string) bool {
+		return strings.HasPrefix(setting, "LANG") || strings.HasPrefix(setting, "LC_")
+	}
+	command.Env = slices.DeleteFunc(command.Env, isLocale)
+
+	for _, path := range []string{"/etc/locale.conf", "/etc/default/locale"} {
+		text, err := os.ReadFile(r.Tree.Root + path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+
+		for _, line := range strings.Split(string(text), "\n") {
+			if setting := strings.ReplaceAll(strings.TrimSpace(line), `"`, ""); isLocale(setting) {
+				command.Env = append(command.Env, setting)
+			}
+		}
+	}
+
+	return initramfs.RunToEnd(command)
 }
 
 // kernelInstall makes the entries of all installed kernels anew.

@@ -243,9 +243,14 @@ func (t Tree) Run(ctx context.Context, program string, args ...string) error {
 		return err
 	}
 
+	return RunToEnd(command)
+}
+
+// RunToEnd runs a prepared program. The error has the last lines that it said.
+func RunToEnd(command *exec.Cmd) error {
 	out, err := command.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, tail(out))
+		return fmt.Errorf("%s %s: %w: %s", filepath.Base(command.Path), strings.Join(command.Args[1:], " "), err, tail(out))
 	}
 
 	return nil
