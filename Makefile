@@ -51,7 +51,7 @@ TOOLS_C := gcc=gcc libc6-dev=libc6-dev aarch64-linux-gnu-gcc=gcc-aarch64-linux-g
 endif
 TOOLS_TEST := $(TOOLS_DEMO) $(TOOLS_C) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
-	qemu-system-x86_64=qemu-system-x86 qemu-aarch64=qemu-user xz=xz-utils zstd=zstd mke2fs=e2fsprogs \
+	qemu-system-x86_64=qemu-system-x86 qemu-aarch64=qemu-user xz=xz-utils zstd=zstd lz4=lz4 mke2fs=e2fsprogs \
 	dpkg-deb=dpkg ps=procps ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help

@@ -3,7 +3,10 @@
 package main
 
 import (
+	gpuvfio "github.com/thinkube/infra/modules/gpu_vfio"
+	gpuvfioinfo "github.com/thinkube/infra/modules/gpu_vfio_info"
 	"github.com/thinkube/infra/modules/internal/ansible"
+	kernelcmdline "github.com/thinkube/infra/modules/kernel_cmdline"
 	lxdcluster "github.com/thinkube/infra/modules/lxd_cluster"
 	lxdinfo "github.com/thinkube/infra/modules/lxd_info"
 	lxdnetwork "github.com/thinkube/infra/modules/lxd_network"
@@ -16,6 +19,9 @@ import (
 // runners lists every module of the collection.
 func runners() []ansible.Runner {
 	return []ansible.Runner{
+		gpuvfio.Module,
+		gpuvfioinfo.Module,
+		kernelcmdline.Module,
 		lxdcluster.Module,
 		lxdinfo.Module,
 		lxdnetwork.Module,

@@ -284,12 +284,7 @@ func (g *Guest) launch(ctx context.Context) error {
 		life.port = port
 		go life.read()
 	}
-	if g.machine.Before != nil {
-		if err := g.machine.Before(life.pid); err != nil {
-			return err
-		}
-	}
-	if err := life.begin(ctx, g.path("qmp")); err != nil || g.machine.Initrd != "" {
+	if err := life.begin(ctx, g.path("qmp"), g.machine.Before); err != nil || g.machine.Initrd != "" {
 		return err
 	}
 	select {
@@ -342,8 +337,8 @@ func (q *qemu) dial(ctx context.Context, path string) (net.Conn, error) {
 	}
 }
 
-// begin lets the processor run.
-func (q *qemu) begin(ctx context.Context, path string) error {
+// begin lets the processor run. What is to be done before is done when QEMU answers: only then it has all its devices.
+func (q *qemu) begin(ctx context.Context, path string, before func(pid int) error) error {
 	conn, err := q.dial(ctx, path)
 	if err != nil {
 		return err
@@ -355,6 +350,9 @@ func (q *qemu) begin(ctx context.Context, path string) error {
 	// QMP greets first, then answers each command; events may come between.
 	lines := bufio.NewScanner(conn)
 	for _, command := range []string{"", "qmp_capabilities", "cont"} {
+		if command == "cont" && before != nil && err == nil {
+			err = before(q.pid)
+		}
 		if command != "" && err == nil {
 			_, err = fmt.Fprintf(conn, "{\"execute\":%q}\n", command)
 		}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pci_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/modules/internal/pci"
+	"github.com/thinkube/infra/modules/internal/pcitest"
+)
+
+func TestAddresses(t *testing.T) {
+	for text, want := range map[string]string{
+		"01:00.0": "0000:01:00.0", "0000:01:00.0": "0000:01:00.0", "0000:0A:1f.7": "0000:0a:1f.7", "10000:e1:00.0": "10000:e1:00.0", " c1:00.1 ": "0000:c1:00.1",
+	} {
+		got, err := pci.ParseAddress(text)
+		require.NoError(t, err, text)
+		assert.Equal(t, want, got)
+	}
+
+	for _, text := range []string{"", "1:00.0", "01:00", "01:20.0", "01:00.8", "01:00.0.0", "0000:0000:01:00.0", "gg:00.0", "000:01:00.0", "nvidia"} {
+		_, err := pci.ParseAddress(text)
+		assert.ErrorContains(t, err, "must be dddd:bb:dd.f", text)
+	}
+
+	for _, number := range []string{"60.0", "660", "660.5"} {
+		_, err := pci.ParseAddress(number)
+		assert.ErrorContains(t, err, "base 60", number)
+	}
+
+	assert.Equal(t, "0000:11:00.0", pci.MisreadDecimal("0000:17:00.0"))
+	assert.Empty(t, pci.MisreadDecimal("0000:1f:00.0"))
+	assert.Negative(t, pci.Compare("ffff:01:00.0", "10000:01:00.0"))
+}
+
+func FuzzParseAddress(f *testing.F) {
+	f.Add("01:00.0")
+	f.Fuzz(func(t *testing.T, text string) {
+		address, err := pci.ParseAddress(text)
+		if err != nil {
+			return
+		}
+
+		again, err := pci.ParseAddress(address)
+		if err != nil || again != address {
+			t.Fatalf("%q gives %q, which gives %q, %v", text, address, again, err)
+		}
+	})
+}
+
+func read(t *testing.T, kernel *pcitest.Kernel) pci.System {
+	t.Helper()
+
+	system, err := pci.Reader{Root: kernel.Root}.Read()
+	require.NoError(t, err)
+
+	return system
+}
+
+func TestReadGivesWhatSysfsSays(t *testing.T) {
+	kernel := pcitest.TwoCards(t)
+	system := read(t, kernel)
+
+	assert.Equal(t, pci.IOMMU{Table: "DMAR", Units: []string{"dmar0"}, Groups: 5}, system.IOMMU)
+	assert.Equal(t, "GenuineIntel", system.CPUVendor)
+	assert.Equal(t, []string{"vfio-pci"}, system.Drivers)
+	assert.Equal(t, []string{"0000:00:02.0", "0000:01:00.0", "0000:02:00.0"}, system.GPUs(), "no audio function is a GPU")
+	assert.Equal(t, []string{"0000:02:00.0", "0000:02:00.1", "0000:02:00.2"}, system.Functions("0000:02:00"))
+	assert.True(t, system.Device("0000:00:04.0").Bridge)
+	assert.True(t, system.Device("0000:00:02.0").BootVGA)
+
+	card := system.Device("0000:02:00.2")
+	assert.Equal(t, "10de:1ad6", card.ID)
+	assert.Equal(t, "0c0330", card.Class)
+	assert.Equal(t, "7", card.Group)
+	assert.Equal(t, "xhci_hcd", card.Driver)
+	assert.Equal(t, "xhci_pci", card.Module)
+	assert.Equal(t, []string{"bus"}, card.ResetMethods)
+	assert.Empty(t, card.Override, `"(null)" is none`)
+	assert.Empty(t, system.Device("0000:00:04.0").Module, "pcieport is part of the kernel")
+}
+
+func TestReadFindsWhatHoldsADisplay(t *testing.T) {
+	kernel := pcitest.New(t, pcitest.Function{
+		Address: "0000:01:00.0", ID: "10de:2684", Class: "030000", Group: "1",
+		Files: map[string]string{
+			"resource":                         "0x00000000d0000000 0x00000000dfffffff 0x0000000000140204\n0x0000000000000000 0x0000000000000000 0x0000000000000000\n",
+			"drm/card0/card0-HDMI-A-1/status":  "connected\n",
+			"drm/card0/card0-HDMI-A-1/enabled": "enabled\n",
+			"drm/card0/card0-DP-1/status":      "connected\n",
+			"drm/card0/card0-DP-1/enabled":     "disabled\n",
+		},
+	})
+	kernel.Put(t, "/proc/iomem", "d0000000-dfffffff : 0000:01:00.0\n  d0000000-d02fffff : BOOTFB\n")
+
+	card := read(t, kernel).Device("0000:01:00.0")
+	assert.Equal(t, "BOOTFB", card.Framebuffer)
+	assert.Equal(t, []string{"HDMI-A-1"}, card.Connectors, "a cable alone shows nothing")
+
+	kernel.Put(t, "/proc/iomem", "00000000-00000000 : BOOTFB\n")
+
+	_, err := pci.Reader{Root: kernel.Root}.Read()
+	require.ErrorContains(t, err, "needs root")
+}
+
+func TestReadFindsWhoUsesACard(t *testing.T) {
+	card := pcitest.Card("0000:01:00", "6")
+	card[0].Files = map[string]string{"drm/card1/uevent": "MAJOR=226\nMINOR=1\nDEVNAME=dri/card1\n"}
+	card[1].Files = map[string]string{"sound/card0/controlC0/uevent": "MAJOR=116\nMINOR=2\nDEVNAME=snd/controlC0\n"}
+	kernel := pcitest.New(t, card...)
+	kernel.Put(t, "/proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t\t NVIDIA\nDevice Minor: \t 0\n")
+
+	kernel.Open(t, 41, "/usr/bin/Xorg", "/dev/dri/card1")
+	kernel.Open(t, 42, "pipewire", "/dev/snd/controlC0")
+	kernel.Open(t, 43, "cuda", "/dev/nvidia0")
+	kernel.Open(t, 44, "cat", "/home/card1") // a file of that name is none of it
+
+	system := read(t, kernel)
+	assert.Equal(t, []pci.User{{41, "/usr/bin/Xorg", "/dev/dri/card1"}, {43, "cuda", "/dev/nvidia0"}}, system.Device("0000:01:00.0").Users)
+	assert.Equal(t, []pci.User{{42, "pipewire", "/dev/snd/controlC0"}}, system.Device("0000:01:00.1").Users)
+}
+
+func TestReadFindsWhoUsesAGroup(t *testing.T) {
+	kernel := pcitest.New(t, pcitest.Function{Address: "0000:01:00.0", ID: "10de:2684", Class: "030000", Group: "7", Driver: "vfio-pci", Module: "vfio_pci"})
+	kernel.Open(t, 50, "qemu-system-x86_64", "/dev/vfio/7")
+
+	assert.Equal(t, []pci.User{{50, "qemu-system-x86_64", "/dev/vfio/7"}}, read(t, kernel).Device("0000:01:00.0").Users)
+}
+
+func TestReadFindsVirtualFunctionsAndMediatedDevices(t *testing.T) {
+	kernel := pcitest.New(t,
+		pcitest.Function{Address: "0000:01:00.0", ID: "10de:2684", Class: "030000", Group: "7", Files: map[string]string{"sriov_numvfs": "4\n"}},
+		pcitest.Function{Address: "0000:02:00.0", ID: "10de:2684", Class: "030000", Group: "8"},
+	)
+	kernel.Link(t, "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "../../../devices/pci0000:00/0000:02:00.0/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001")
+
+	system := read(t, kernel)
+	assert.Equal(t, 4, system.Device("0000:01:00.0").VFs)
+	assert.Equal(t, []string{"83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"}, system.Device("0000:02:00.0").Mdevs)
+	assert.Empty(t, system.Device("0000:01:00.0").Mdevs)
+}
+
+func TestReadDoesNotTakeWhatItCannotReadForNothing(t *testing.T) {
+	_, err := pci.Reader{Root: t.TempDir()}.Read()
+	require.ErrorContains(t, err, "reading PCI devices")
+
+	kernel := pcitest.New(t, pcitest.Function{Address: "0000:01:00.0", ID: "10de:2684", Class: "030000", Files: map[string]string{"config": "short"}})
+	_, err = pci.Reader{Root: kernel.Root}.Read()
+	require.ErrorContains(t, err, "header type")
+
+	kernel = pcitest.New(t, pcitest.Function{Address: "0000:01:00.0", ID: "10de:2684", Class: "030000", Files: map[string]string{"sriov_numvfs": "many"}})
+	_, err = pci.Reader{Root: kernel.Root}.Read()
+	require.ErrorContains(t, err, "many")
+}
