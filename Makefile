@@ -35,7 +35,7 @@ TOOLS_DEMO := ansible-playbook=ansible-core debootstrap=debootstrap systemd-nspa
 	ip=iproute2 ssh=openssh-client perl=perl-base gzip=gzip git=git ca-certificates=ca-certificates
 TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
-	dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
+	named=bind9 named-checkzone=bind9-utils dig=bind9-dnsutils knotd=knot kzonecheck=knot-dnssecutils dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help
 help: ## list the targets
@@ -73,7 +73,16 @@ define install
 	  else echo "deps: this distribution has no package $$package; the tests that need it are skipped (and fail under CI=true)"; fi
 	done
 	echo "deps: apt-get install$$wanted"
+	# The tests start their own daemons: none may come up now, and these two not with the machine either.
+	if [ ! -e /usr/sbin/policy-rc.d ]; then
+	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+	  chmod 755 /usr/sbin/policy-rc.d
+	  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+	fi
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $$wanted >/dev/null
+	for service in named:bind9 knot:knot; do
+	  case " $$wanted " in *" $${service#*:} "*) systemctl -q disable "$${service%:*}.service" || true ;; esac
+	done
 endef
 
 deps: go ## install with apt what is missing for everything (as root)
