@@ -3,6 +3,7 @@
 package main
 
 import (
+	dnszone "github.com/thinkube/infra/modules/dns_zone"
 	"github.com/thinkube/infra/modules/internal/ansible"
 	lxdcluster "github.com/thinkube/infra/modules/lxd_cluster"
 	lxdinfo "github.com/thinkube/infra/modules/lxd_info"
@@ -16,6 +17,7 @@ import (
 // runners lists every module of the collection.
 func runners() []ansible.Runner {
 	return []ansible.Runner{
+		dnszone.Module,
 		lxdcluster.Module,
 		lxdinfo.Module,
 		lxdnetwork.Module,
