@@ -3,6 +3,7 @@
 package main
 
 import (
+	dnsquery "github.com/thinkube/infra/modules/dns_query"
 	dnszone "github.com/thinkube/infra/modules/dns_zone"
 	"github.com/thinkube/infra/modules/internal/ansible"
 	lxdcluster "github.com/thinkube/infra/modules/lxd_cluster"
@@ -17,6 +18,7 @@ import (
 // runners lists every module of the collection.
 func runners() []ansible.Runner {
 	return []ansible.Runner{
+		dnsquery.Module,
 		dnszone.Module,
 		lxdcluster.Module,
 		lxdinfo.Module,
