@@ -18,6 +18,21 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	switch do := step.Do.(type) {
 	case Update:
 		return h.update(ctx, do)
+	case Write:
+		err := h.write(ctx, do.File)
+		if err == nil {
+			err = h.backend.reload(ctx)
+		}
+
+		if err != nil {
+			return err
+		}
+
+		return h.waitServed(ctx, do.SOA.Serial)
+	case Make:
+		return h.create(ctx, do.File)
+	case Remove:
+		return h.remove(ctx)
 	case Part:
 		return nil
 	}

@@ -9,12 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/dnswire"
+	"github.com/thinkube/infra/modules/internal/record"
 	"github.com/thinkube/infra/modules/internal/records"
 )
 
@@ -22,6 +24,7 @@ import (
 type Args struct {
 	Name           string              `ansible:"name,required"`
 	State          string              `ansible:"state" choices:"present,absent" default:"present"`
+	Mode           string              `ansible:"mode" choices:"update,file" default:"update"`
 	Server         string              `ansible:"server" default:"127.0.0.1"`
 	Port           int                 `ansible:"port" default:"53"`
 	TSIG           *dnswire.KeyOptions `ansible:"tsig"`
@@ -35,6 +38,11 @@ type Args struct {
 	Manage         string              `ansible:"manage" choices:"listed,zone,owned" default:"listed"`
 	Owner          string              `ansible:"owner" default:"thinkube"`
 	Ignore         []string            `ansible:"ignore"`
+	Create         bool                `ansible:"create" default:"false"`
+	Program        string              `ansible:"program" choices:"bind,knot" default:"bind"`
+	Control        ansible.Path        `ansible:"control"`
+	File           ansible.Path        `ansible:"file"`
+	Config         string              `ansible:"config"`
 	Force          bool                `ansible:"force" default:"false"`
 	Settle         ansible.Duration    `ansible:"settle" default:"10s"`
 	Timeout        ansible.Duration    `ansible:"timeout" default:"60s"`
@@ -93,6 +101,10 @@ const (
 	CodeUnsafe  ansible.Code = "unsafe"
 	CodeForeign ansible.Code = "foreign"
 	CodeRules   ansible.Code = "rules"
+	CodeMissing ansible.Code = "zone_missing"
+	CodeFile    ansible.Code = "zone_file"
+	CodeDynamic ansible.Code = "dynamic"
+	CodeServer  ansible.Code = "server_tool"
 )
 
 // Module is dns_zone.
@@ -101,8 +113,12 @@ var Module = ansible.Module[Args, State, Values]{
 	Lock: "dns_zone",
 	Codes: withCodes(map[ansible.Code]string{
 		CodeUnsafe:  "the plan would change or delete more than anybody usually means to, or the zone's own NS or SOA; force allows it",
-		CodeForeign: "a record was made by somebody else and differs (with I(manage=owned))",
-		CodeRules:   "the zone would break a rule together with what is there already; msg has the rule's id",
+		CodeForeign: "a record (with I(manage=owned)) or the file of a zone that is to be made is somebody else's, and differs",
+		CodeRules:   "the zone would break a rule together with what is there already; msg has the rule's id; or the server's own check refuses its file",
+		CodeMissing: "the server has no such zone, and create is not set",
+		CodeFile:    "the zone's file cannot be read or written, or holds what would be lost",
+		CodeDynamic: "the server changes the zone by itself, so that its file is not the zone",
+		CodeServer:  "a tool of the server (rndc, knotc, ...) is missing or refuses",
 	}),
 	Normalize: normalize,
 	Open:      open,
@@ -157,11 +173,35 @@ func normalize(args *Args) error {
 		}
 	}
 
-	if args.State == "absent" && args.Manage == "zone" {
+	if args.State == "absent" && args.Manage == "zone" && !args.Create {
 		errs = append(errs, errors.New("state absent with manage zone: would empty the zone; with manage listed or owned the records go that are listed or owned"))
 	}
 
-	errs = append(errs, args.SOA.check(zone), makeWanted(args))
+	errs = append(errs, args.SOA.check(zone), checkLocal(args), makeWanted(args))
+
+	return errors.Join(errs...)
+}
+
+// local tells whether the server's own tools on this host are needed.
+func (a Args) local() bool { return a.Mode == "file" || a.Create }
+
+// removes tells whether the zone itself is to go.
+func (a Args) removes() bool { return a.Create && a.State == "absent" }
+
+func checkLocal(args *Args) error {
+	var errs []error
+
+	if args.local() && !filepath.IsAbs(string(args.File)) {
+		errs = append(errs, fmt.Errorf("file %q: with mode file, and with create, must be the absolute path of the zone's file", args.File))
+	}
+
+	if !args.local() && (args.File != "" || args.Config != "" || args.Control != "") {
+		errs = append(errs, errors.New("file, config and control: are for mode file and create"))
+	}
+
+	if args.Create && args.State == "present" && (args.SOA == nil || args.SOA.Primary == "") {
+		errs = append(errs, errors.New("soa: primary is missing: a new zone has to name its primary server"))
+	}
 
 	return errors.Join(errs...)
 }
@@ -328,5 +368,21 @@ func open(_ context.Context, task *ansible.Task, args Args) (ansible.Host[State]
 		h.transfer = dnswire.NewServer(args.TransferServer, args.TransferPort, transferKey)
 	}
 
+	if args.local() {
+		h.backend = newBackend(args, keyName(key), keyName(transferKey))
+		h.store = record.Open(recordRoot, "dns_zone")
+	}
+
 	return h, nil
+}
+
+// recordRoot is where it is kept which zones this module made; tests have their own.
+var recordRoot = record.DefaultRoot
+
+func keyName(key *dnswire.Key) string {
+	if key == nil {
+		return ""
+	}
+
+	return strings.TrimSuffix(key.Name, ".")
 }

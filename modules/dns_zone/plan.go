@@ -69,11 +69,16 @@ func (s sets) find(id records.ID) *records.Set {
 func makePlan(args Args, current State) (plan.Plan[State], error) {
 	out := plan.Plan[State]{After: current}
 
-	if current.SOA == nil {
-		return out, ansible.Fail(ansible.CodeInternal, "", "zone %q was read without its SOA", args.zone)
-	}
-
 	p := &planner{args: args, current: current, index: makeIndex(current.Sets), out: &out}
+
+	switch {
+	case args.removes() && current.Known != nil && *current.Known:
+		p.remove()
+
+		return out, nil
+	case current.SOA == nil:
+		return out, p.missing()
+	}
 
 	changes, err := p.changes()
 	if err != nil {
@@ -89,7 +94,11 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return out, err
 	}
 
-	p.addSteps(changes, soa)
+	if args.Mode == "file" {
+		p.addFileSteps(changes, soa)
+	} else {
+		p.addSteps(changes, soa)
+	}
 
 	return out, nil
 }

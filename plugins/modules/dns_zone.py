@@ -38,10 +38,20 @@ options:
   state:
     description:
       - With C(present) the records are as listed.
-      - With C(absent) those that are listed are removed, or with I(manage=owned) all that the module made. The zone itself stays.
+      - With C(absent) those that are listed are removed, or with I(manage=owned) all that the module made. The zone itself stays,
+        unless I(create) is set, which removes a zone that this module made.
     type: str
     choices: [present, absent]
     default: present
+  mode:
+    description:
+      - With C(update) the difference is sent as dynamic updates.
+      - With C(file), for servers without these, the zone's file is written anew on the server itself. The server's own check has to
+        pass it, it takes the place of the old one in one step with a serial that is one more, and the task waits until the
+        server serves it. Comments are lost, and a zone that the server changes by itself is refused.
+    type: str
+    choices: [update, file]
+    default: update
   server:
     description:
       - The zone's primary, which takes updates, by address or name.
@@ -208,6 +218,33 @@ options:
         C(_acme-challenge*) or C(*.dyn A).
     type: list
     elements: str
+  create:
+    description:
+      - Make the zone if the server does not have it, with the listed records and what I(soa) says. The task has to run on the server.
+      - BIND is told with C(rndc addzone), for which it needs C(allow-new-zones yes); Knot by its configuration database, which
+        it has to be started with (C(-C)), or the zone is gone after a restart.
+    type: bool
+    default: false
+  program:
+    description:
+      - Which server it is. Only used with I(mode=file) and I(create).
+    type: str
+    choices: [bind, knot]
+    default: bind
+  control:
+    description:
+      - How the server is spoken to, if not in the usual way - the configuration file of rndc, or the socket of knotc.
+    type: path
+  file:
+    description:
+      - The absolute path of the zone's file. Needed with I(mode=file) and I(create).
+    type: path
+  config:
+    description:
+      - The configuration of a zone that is made - for BIND the statements that C(addzone) takes after type and file, for Knot
+        one item and its value a line.
+      - Left out, BIND lets the keys of I(tsig) and I(transfer_tsig) update and transfer the zone.
+    type: str
   force:
     description:
       - Allow plans that would otherwise be refused as going too far, and with I(manage=owned) take over what somebody else made.
@@ -224,7 +261,7 @@ options:
     type: str
     default: 60s
 notes:
-  - Every refused record is reported at once, each with the id of the rule that it breaks - C(bailiwick), C(caa-flags), C(caa-tag),
+  - Every refused record is reported at once, each with the id of the rule that it breaks - C(apex-ns), C(bailiwick), C(caa-flags), C(caa-tag),
     C(cname-alone), C(cname-apex), C(cname-single), C(dnssec-type), C(ds-apex), C(duplicate), C(idn), C(mx-null), C(name-form),
     C(name-length), C(ns-glue), C(one-ttl), C(rdata), C(rdata-length), C(reverse-prefix), C(soa-input), C(soa-mail), C(srv-name),
     C(target-not-cname), C(trailing-dot), C(ttl-range), C(txt-quotes), C(txt-string), C(type-unknown), C(wildcard-leftmost).
@@ -259,6 +296,28 @@ EXAMPLES = r"""
     reverse_of:
       zone: example.com
       records: "{{ dns_records }}"
+
+- name: A zone that the server may not have yet
+  thinkube.infra.dns_zone:
+    name: example.com
+    create: true
+    file: /var/lib/bind/example.com.zone
+    tsig:
+      file: /etc/bind/update.key
+    soa:
+      primary: ns1
+      mail: hostmaster@example.com
+    records:
+      - {name: "@", type: NS, values: [ns1]}
+      - {name: ns1, type: A, values: [192.168.1.100]}
+
+- name: A zone on a server that takes no updates
+  thinkube.infra.dns_zone:
+    name: example.net
+    mode: file
+    file: /etc/bind/db.example.net
+    records:
+      - {name: www, type: A, values: [192.168.1.200]}
 
 - name: What this site put into a shared zone
   thinkube.infra.dns_zone:
@@ -319,19 +378,23 @@ failure:
       description:
         - The kind of failure.
         - C(conflict) - somebody else changed the object while this task did.
+        - C(dynamic) - the server changes the zone by itself, so that its file is not the zone.
         - C(failed) - a step was refused; msg has the reason.
-        - C(foreign) - a record was made by somebody else and differs (with I(manage=owned)).
+        - C(foreign) - a record (with I(manage=owned)) or the file of a zone that is to be made is somebody else's, and differs.
         - C(internal) - a defect in the module; please report it.
         - C(invalid_argument) - an option's value is refused; nothing was touched.
         - C(malformed_answer) - the server's answer breaks the protocol, so nothing of it is believed.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
         - C(not_converged) - every step was done and the state is still not the wanted one.
         - C(refused) - the server refuses; msg has its response code.
-        - C(rules) - the zone would break a rule together with what is there already; msg has the rule's id.
+        - C(rules) - the zone would break a rule together with what is there already; msg has the rule's id; or the server's own check refuses its file.
+        - C(server_tool) - a tool of the server (rndc, knotc, ...) is missing or refuses.
         - C(timeout) - a deadline has passed.
         - C(tsig) - the TSIG key cannot be read, the server does not take it, or the answer's signature is wrong.
         - C(unreachable) - the server cannot be reached, or ends the connection.
         - C(unsafe) - the plan would change or delete more than anybody usually means to, or the zone's own NS or SOA; force allows it.
+        - C(zone_file) - the zone's file cannot be read or written, or holds what would be lost.
+        - C(zone_missing) - the server has no such zone, and create is not set.
       type: str
     step:
       description: The step that failed, as it is named in C(plan).

@@ -269,11 +269,11 @@ func (s Server) Rcode(answer *dns.Msg, what string, expected ...int) error {
 		}
 	}
 
-	return s.refusal(what, answer.Rcode)
+	return s.Refusal(what, answer.Rcode)
 }
 
-// refusal says what a response code means for whom it hits.
-func (s Server) refusal(what string, rcode int) error {
+// Refusal makes an error of a response code that says what it means for whom it hits.
+func (s Server) Refusal(what string, rcode int) error {
 	name := dns.RcodeToString[rcode]
 	if name == "" {
 		name = strconv.Itoa(rcode)

@@ -212,7 +212,7 @@ func (in *transfer) refused(packed []byte, rcode int) error {
 		return err
 	}
 
-	return in.server.refusal("the transfer", rcode)
+	return in.server.Refusal("the transfer", rcode)
 }
 
 func (in *transfer) record(r Record) error {
