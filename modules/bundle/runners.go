@@ -3,6 +3,7 @@
 package main
 
 import (
+	dnsclient "github.com/thinkube/infra/modules/dns_client"
 	dnsquery "github.com/thinkube/infra/modules/dns_query"
 	dnszone "github.com/thinkube/infra/modules/dns_zone"
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -18,6 +19,7 @@ import (
 // runners lists every module of the collection.
 func runners() []ansible.Runner {
 	return []ansible.Runner{
+		dnsclient.Module,
 		dnsquery.Module,
 		dnszone.Module,
 		lxdcluster.Module,

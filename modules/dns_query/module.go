@@ -67,13 +67,9 @@ const CodeUnexpected ansible.Code = "unexpected"
 // Module is dns_query.
 var Module = ansible.Module[Args, Answer, Values]{
 	Name: "dns_query",
-	Codes: map[ansible.Code]string{
-		CodeUnexpected:          "the answer is not the expected one, also when the time was over; msg has both",
-		dnswire.CodeUnreachable: dnswire.Codes[dnswire.CodeUnreachable],
-		dnswire.CodeRefused:     dnswire.Codes[dnswire.CodeRefused],
-		dnswire.CodeKey:         dnswire.Codes[dnswire.CodeKey],
-		dnswire.CodeMalformed:   dnswire.Codes[dnswire.CodeMalformed],
-	},
+	Codes: dnswire.WithCodes(map[ansible.Code]string{
+		CodeUnexpected: "the answer is not the expected one, also when the time was over; msg has both",
+	}),
 	Normalize: normalize,
 	Open:      open,
 	Result:    func(_ Args, read Answer) Values { return Values{read} },

@@ -111,7 +111,7 @@ const (
 var Module = ansible.Module[Args, State, Values]{
 	Name: "dns_zone",
 	Lock: "dns_zone",
-	Codes: withCodes(map[ansible.Code]string{
+	Codes: dnswire.WithCodes(map[ansible.Code]string{
 		CodeUnsafe:  "the plan would change or delete more than anybody usually means to, or the zone's own NS or SOA; force allows it",
 		CodeForeign: "a record (with I(manage=owned)) or the file of a zone that is to be made is somebody else's, and differs",
 		CodeRules:   "the zone would break a rule together with what is there already; msg has the rule's id; or the server's own check refuses its file",
@@ -124,14 +124,6 @@ var Module = ansible.Module[Args, State, Values]{
 	Open:      open,
 	Plan:      makePlan,
 	Result:    func(_ Args, final State) Values { return Values{Zone: makeZone(final)} },
-}
-
-func withCodes(own map[ansible.Code]string) map[ansible.Code]string {
-	for code, meaning := range dnswire.Codes {
-		own[code] = meaning
-	}
-
-	return own
 }
 
 func makeZone(state State) *Zone {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"strconv"
 	"time"
@@ -34,6 +35,13 @@ var Codes = map[ansible.Code]string{
 	CodeRefused:     "the server refuses; msg has its response code",
 	CodeKey:         "the TSIG key cannot be read, the server does not take it, or the answer's signature is wrong",
 	CodeMalformed:   "the server's answer breaks the protocol, so nothing of it is believed",
+}
+
+// WithCodes adds these to a module's own codes.
+func WithCodes(own map[ansible.Code]string) map[ansible.Code]string {
+	maps.Copy(own, Codes)
+
+	return own
 }
 
 var (
