@@ -35,7 +35,7 @@ TOOLS_DEMO := ansible-playbook=ansible-core debootstrap=debootstrap systemd-nspa
 	ip=iproute2 ssh=openssh-client perl=perl-base gzip=gzip git=git ca-certificates=ca-certificates
 TOOLS_TEST := $(TOOLS_DEMO) ansible-runner=ansible-runner sshd=openssh-server sshpass=sshpass sudo=sudo busybox=busybox-static openssl=openssl \
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
-	named=bind9 named-checkzone=bind9-utils dig=bind9-dnsutils knotd=knot kzonecheck=knot-dnssecutils dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
+	named=bind9 named-checkzone=bind9-utils dig=bind9-dnsutils knotd=knot kzonecheck=knot-dnssecutils python3-dnspython=python3-dnspython dpkg-deb=dpkg ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help
 help: ## list the targets
@@ -147,8 +147,9 @@ lint-yaml:
 	find . -name '*.sh' -not -path './.collections/*' -print0 | xargs -0 -r shellcheck
 	shellcheck .ci/run
 
-bench: root deps build ## what a task costs, side by side with Ansible's own
+bench: root deps build ## what a task costs, side by side with Ansible's own; and DNS with dig and nsupdate
 	@go run ./tests/bench
+	go test -run NONE -bench . -benchtime 1x -timeout 30m ./modules/dns_zone
 
 # --- the lab and the demo
 

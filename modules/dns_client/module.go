@@ -150,7 +150,7 @@ func checkDomains(option string, list []string) error {
 		if text != "." || option == "search_domains" {
 			var err error
 
-			name, err = records.CheckZoneName(text)
+			name, err = domainName(text)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", option, err))
 
@@ -166,6 +166,15 @@ func checkDomains(option string, list []string) error {
 	}
 
 	return errors.Join(errs...)
+}
+
+// domainName reads a domain, or the prefix whose reverse zone is meant.
+func domainName(text string) (string, error) {
+	if strings.Contains(text, "/") {
+		return records.ReverseZone(text)
+	}
+
+	return records.CheckZoneName(text)
 }
 
 func open(_ context.Context, _ *ansible.Task, args Args) (ansible.Host[State], error) {

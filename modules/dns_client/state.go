@@ -285,6 +285,10 @@ func (h *host) askServers(ctx context.Context, name string, kind uint16) (*dns.M
 const attempt = 2 * time.Second
 
 func ask(ctx context.Context, servers []string, port int, name string, kind uint16) (*dns.Msg, error) {
+	if len(servers) == 0 {
+		return nil, errors.New("no server is known")
+	}
+
 	var errs []error
 
 	for _, address := range servers {

@@ -48,7 +48,7 @@ options:
     elements: str
   routing_domains:
     description:
-      - The domains whose names are asked for at the servers.
+      - The domains whose names are asked for at the servers. A prefix such as C(192.168.1.0/24) stands for its reverse zone.
     type: list
     elements: str
   search_domains:

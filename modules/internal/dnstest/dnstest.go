@@ -40,7 +40,7 @@ type Server struct {
 	Control string // rndc's configuration file, knotc's socket
 	Log     string
 
-	t *testing.T
+	t testing.TB
 }
 
 // Zone is one that a server has.
@@ -57,7 +57,7 @@ func MinimalZone(zone string) string {
 }
 
 // Need skips the test where a tool is missing, and fails it under CI=true.
-func Need(t *testing.T, tools ...string) {
+func Need(t testing.TB, tools ...string) {
 	t.Helper()
 
 	for _, tool := range tools {
@@ -86,7 +86,7 @@ func Find(tool string) string {
 }
 
 // Start starts a server of a kind, named or knotd, and ends it with the test.
-func Start(t *testing.T, kind string, zones ...Zone) *Server {
+func Start(t testing.TB, kind string, zones ...Zone) *Server {
 	t.Helper()
 
 	if kind == "named" {
@@ -137,7 +137,7 @@ func Start(t *testing.T, kind string, zones ...Zone) *Server {
 	return s
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 
 	for range 20 {

@@ -370,6 +370,13 @@ func SortSets(sets []Set) {
 
 // compareNames compares labels from the right (RFC 4034, 6.1).
 func compareNames(a, b string) int {
+	// Most names of a zone differ in their first label alone.
+	if x, rest, ok := strings.Cut(a, "."); ok && strings.HasSuffix(b, rest) && !strings.Contains(a, `\`) && !strings.Contains(b, `\`) {
+		if y, same, ok := strings.Cut(b, "."); ok && same == rest {
+			return strings.Compare(x, y)
+		}
+	}
+
 	for a != "" && b != "" {
 		var x, y string
 
