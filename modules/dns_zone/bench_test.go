@@ -161,7 +161,7 @@ func BenchmarkAThousandChanges(b *testing.B) {
 
 	binary, args := program(b), writeArgs(b, s, list, nil)
 	absent := writeArgs(b, s, list, map[string]any{"state": "absent", "force": true})
-	playbook := writePlaybook(b, s, single)
+	playbook := writePlaybook(b, s, single, binary, args)
 
 	clean := func(int) {
 		output, err := exec.Command(binary, absent).CombinedOutput()
@@ -179,29 +179,32 @@ func BenchmarkAThousandChanges(b *testing.B) {
 		none := &measured{name: "a play without tasks", run: func(int) *exec.Cmd { return play(playbook, "none") }}
 		each := &measured{name: "community.general.nsupdate, one task a record", after: clean, run: func(int) *exec.Cmd { return play(playbook, "each") }}
 
-		race(b, 3, []*measured{nsupdate, ours, none, each})
+		task := &measured{name: "dns_zone, one task of Ansible", after: clean, run: func(int) *exec.Cmd { return play(playbook, "ours") }}
+
+		race(b, 3, []*measured{nsupdate, ours, none, task, each})
 
 		// What a play costs by itself is not the module's.
 		one := (each.median() - none.median()) / single * many
+		whole := task.median() - none.median()
 
 		fmt.Printf("\n| 1,000 changes | s | times dns_zone |\n|---|---|---|\n")
 
 		for _, way := range []struct {
 			name string
 			took time.Duration
-		}{{ours.name, ours.median()}, {nsupdate.name, nsupdate.median()}, {fmt.Sprintf("%s (from %d)", each.name, single), one}} {
+		}{{ours.name, ours.median()}, {task.name, whole}, {nsupdate.name, nsupdate.median()}, {fmt.Sprintf("%s (from %d)", each.name, single), one}} {
 			fmt.Printf("| %s | %.2f | %.1f |\n", way.name, way.took.Seconds(), float64(way.took)/float64(ours.median()))
 		}
 
 		b.ReportMetric(float64(ours.median())/float64(nsupdate.median()), "times-nsupdate")
-		b.ReportMetric(float64(one)/float64(ours.median()), "times-faster-than-one-by-one")
+		b.ReportMetric(float64(one)/float64(whole), "times-faster-than-one-by-one")
 	}
 }
 
 // play runs the playbook's tasks with a tag.
 func play(playbook, tag string) *exec.Cmd {
 	command := exec.Command("ansible-playbook", "-i", "localhost,", "-c", "local", "--tags", tag, playbook)
-	command.Env = append(os.Environ(), "ANSIBLE_PIPELINING=true", "ANSIBLE_CONFIG=/dev/null", "ANSIBLE_COLLECTIONS_PATH="+filepath.Dir(playbook)+"/"+packages)
+	command.Env = append(os.Environ(), "ANSIBLE_PIPELINING=true", "ANSIBLE_CONFIG="+filepath.Dir(playbook)+"/ansible.cfg", "ANSIBLE_LIBRARY="+filepath.Dir(playbook)+"/library", "ANSIBLE_COLLECTIONS_PATH="+filepath.Dir(playbook)+"/"+packages)
 
 	return command
 }
@@ -209,7 +212,7 @@ func play(playbook, tag string) *exec.Cmd {
 const packages = "root/usr/lib/python3/dist-packages"
 
 // writePlaybook makes a playbook of the other module. It is that of the distribution, unpacked and not installed.
-func writePlaybook(b *testing.B, s *dnstest.Server, tasks int) string {
+func writePlaybook(b *testing.B, s *dnstest.Server, tasks int, binary, args string) string {
 	b.Helper()
 
 	folder := b.TempDir()
@@ -236,7 +239,14 @@ func writePlaybook(b *testing.B, s *dnstest.Server, tasks int) string {
         value: "10.0.0.{{ item }}"
       loop: "{{ range(%d) | list }}"
       tags: each
-`, s.Port, dnstest.Secret("update"), zone, tasks)
+    - dns_zone: "{{ lookup('file', '%s') | from_json }}"
+      tags: ours
+`, s.Port, dnstest.Secret("update"), zone, tasks, args)
+
+	require.NoError(b, os.WriteFile(filepath.Join(folder, "ansible.cfg"), nil, 0o600)) // none of the user's own
+
+	require.NoError(b, os.Mkdir(filepath.Join(folder, "library"), 0o755))
+	require.NoError(b, os.Link(binary, filepath.Join(folder, "library/dns_zone")))
 
 	path := filepath.Join(folder, "play.yaml")
 	require.NoError(b, os.WriteFile(path, []byte(text), 0o600))
