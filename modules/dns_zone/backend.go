@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -113,6 +114,10 @@ func (b bind) reload(ctx context.Context) error {
 }
 
 func (b bind) add(ctx context.Context) error {
+	if b.args.Include != "" {
+		return b.include(ctx, fmt.Sprintf("zone %q %s\n", b.zone, b.statement()))
+	}
+
 	_, err := b.rndc(ctx, "addzone", b.zone, b.statement())
 	if err != nil {
 		return fmt.Errorf("%w (named needs allow-new-zones yes)", err)
@@ -131,7 +136,66 @@ func (b bind) statement() string {
 	return fmt.Sprintf("{ type primary; file %q; %s };", b.args.File, config)
 }
 
+// include gives the zone its line in the file that named includes, or takes it out. A line that named refuses is taken back.
+func (b bind) include(ctx context.Context, line string) error {
+	path := string(b.args.Include)
+
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return ansible.Fail(CodeFile, "make the file, and include it in named's configuration", "reading what named includes: %w", err)
+	}
+
+	var lines strings.Builder
+
+	for each := range strings.Lines(string(before)) {
+		if !strings.HasPrefix(each, fmt.Sprintf("zone %q {", b.zone)) {
+			lines.WriteString(strings.TrimSuffix(each, "\n") + "\n")
+		}
+	}
+
+	lines.WriteString(line)
+
+	err = replaceFile(path, lines.String())
+	if err != nil {
+		return ansible.Fail(CodeFile, "", "writing what named includes: %w", err)
+	}
+
+	_, err = b.rndc(ctx, "reconfig")
+	if err != nil {
+		ctx := context.WithoutCancel(ctx)
+		restored := replaceFile(path, string(before))
+		_, _ = b.rndc(ctx, "reconfig") // named goes on with what it has in any case
+
+		return errors.Join(err, restored)
+	}
+
+	return nil
+}
+
+// replaceFile puts new content in the place of the old in one step, with the same owner and rights.
+func replaceFile(path, content string) error {
+	fresh, err := os.CreateTemp(filepath.Dir(path), ".thinkube-")
+	if err != nil {
+		return err
+	}
+
+	defer func() { _ = os.Remove(fresh.Name()) }()
+
+	_, err = fresh.WriteString(content)
+
+	err = errors.Join(err, likeBefore(fresh, path), fresh.Sync(), fresh.Close())
+	if err != nil {
+		return err
+	}
+
+	return os.Rename(fresh.Name(), path)
+}
+
 func (b bind) remove(ctx context.Context) error {
+	if b.args.Include != "" {
+		return b.include(ctx, "")
+	}
+
 	_, err := b.rndc(ctx, "delzone", "-clean", b.zone)
 
 	return err

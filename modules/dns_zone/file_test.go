@@ -191,3 +191,40 @@ func TestASomebodyElsesFileIsNotOverwritten(t *testing.T) {
 	require.NoError(t, os.WriteFile(s.ZoneFile(zone), []byte(dnstest.MinimalZone(zone)), 0o644))
 	dnstest.Converges(t, module, args)
 }
+
+// TestZonesInAnIncludedFile makes zones known to named by a file that it includes, beside what stands there.
+func TestZonesInAnIncludedFile(t *testing.T) {
+	s := dnstest.Start(t, "named", dnstest.Zone{Name: "other.example."})
+	args := local(t, s, dict{
+		"create": true, "include": s.Include(), "soa": dict{"primary": "ns1"}, "records": []any{record("@", "NS", "ns1"), record("ns1", "A", "192.0.2.53")},
+		"tsig": dict{"name": "update", "secret": dnstest.Secret("update")},
+	})
+
+	read := func() string {
+		text, err := os.ReadFile(s.Include())
+		require.NoError(t, err)
+
+		return string(text)
+	}
+
+	// What named refuses is taken back.
+	failed := dnstest.Fails(t, module, dnszone.CodeServer, dnstest.With(args, dict{"config": "no such statement;"}))
+	assert.Contains(t, failed.Msg, "reconfig")
+	assert.Equal(t, "// by hand\n", read())
+
+	dnstest.Converges(t, module, args)
+	assert.Equal(t, "192.0.2.53", s.Lookup("ns1.example.com", "A"))
+	assert.Contains(t, read(), "// by hand\nzone \"example.com\" {")
+
+	args["records"] = append(args["records"].([]any), record("www", "A", "192.0.2.1"))
+	dnstest.Converges(t, module, args)
+
+	args["state"], args["records"] = "absent", []any{}
+	dnstest.Converges(t, module, args)
+	assert.Equal(t, "// by hand\n", read())
+	assert.Empty(t, s.Lookup("ns1.example.com", "A"))
+	assert.NoFileExists(t, s.ZoneFile(zone))
+	assert.NoFileExists(t, s.ZoneFile(zone)+".jnl")
+
+	dnstest.Fails(t, module, dnszone.CodeFile, dnstest.With(args, dict{"state": "present", "include": "/nowhere/zones", "records": []any{record("@", "NS", "ns.example.net.")}}))
+}

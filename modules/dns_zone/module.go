@@ -43,6 +43,7 @@ type Args struct {
 	Control        ansible.Path        `ansible:"control"`
 	File           ansible.Path        `ansible:"file"`
 	Config         string              `ansible:"config"`
+	Include        ansible.Path        `ansible:"include"`
 	Force          bool                `ansible:"force" default:"false"`
 	Settle         ansible.Duration    `ansible:"settle" default:"10s"`
 	Timeout        ansible.Duration    `ansible:"timeout" default:"60s"`
@@ -189,6 +190,10 @@ func checkLocal(args *Args) error {
 
 	if !args.local() && (args.File != "" || args.Config != "" || args.Control != "") {
 		errs = append(errs, errors.New("file, config and control: are for mode file and create"))
+	}
+
+	if args.Include != "" && (!args.Create || args.Program != "bind" || !filepath.IsAbs(string(args.Include))) {
+		errs = append(errs, fmt.Errorf("include %q: is the absolute path of a file that named includes, for create with program bind", args.Include))
 	}
 
 	if args.Create && args.State == "present" && (args.SOA == nil || args.SOA.Primary == "") {

@@ -245,6 +245,11 @@ options:
         one item and its value a line.
       - Left out, BIND lets the keys of I(tsig) and I(transfer_tsig) update and transfer the zone.
     type: str
+  include:
+    description:
+      - A file that BIND's configuration includes. Zones that are made get a line in it, in place of C(rndc addzone).
+      - It has to be given with I(state=absent), too.
+    type: path
   force:
     description:
       - Allow plans that would otherwise be refused as going too far, and with I(manage=owned) take over what somebody else made.

@@ -163,6 +163,9 @@ func freePort(t testing.TB) int {
 // ZoneFile is where a zone is kept.
 func (s *Server) ZoneFile(zone string) string { return filepath.Join(s.Dir, zone+"zone") }
 
+// Include is a file that named includes.
+func (s *Server) Include() string { return filepath.Join(s.Dir, "zones.conf") }
+
 func (s *Server) namedConfig(zones []Zone) string {
 	var out strings.Builder
 
@@ -180,6 +183,9 @@ func (s *Server) namedConfig(zones []Zone) string {
 	for name, algorithm := range Keys {
 		fmt.Fprintf(&out, "key \"%s\" { algorithm %s; secret \"%s\"; };\n", name, algorithm, Secret(name))
 	}
+
+	require.NoError(s.t, os.WriteFile(s.Include(), []byte("// by hand\n"), 0o644))
+	fmt.Fprintf(&out, "include \"%s\";\n", s.Include())
 
 	for _, zone := range zones {
 		fmt.Fprintf(&out, "zone \"%s\" { type primary; file \"%s\"; ", zone.Name, s.ZoneFile(zone.Name))
