@@ -3,6 +3,9 @@
 package main
 
 import (
+	dnsclient "github.com/thinkube/infra/modules/dns_client"
+	dnsquery "github.com/thinkube/infra/modules/dns_query"
+	dnszone "github.com/thinkube/infra/modules/dns_zone"
 	gpuvfio "github.com/thinkube/infra/modules/gpu_vfio"
 	gpuvfioinfo "github.com/thinkube/infra/modules/gpu_vfio_info"
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -19,6 +22,9 @@ import (
 // runners lists every module of the collection.
 func runners() []ansible.Runner {
 	return []ansible.Runner{
+		dnsclient.Module,
+		dnsquery.Module,
+		dnszone.Module,
 		gpuvfio.Module,
 		gpuvfioinfo.Module,
 		kernelcmdline.Module,
