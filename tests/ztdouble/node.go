@@ -293,3 +293,16 @@ func (n *Node) show(one *joined) object {
 
 	return shown
 }
+
+// Joined are the ids of the networks that the node has joined.
+func (n *Node) Joined() []string {
+	ids := []string{}
+
+	n.world.Lock(func() {
+		for id := range n.joined {
+			ids = append(ids, id)
+		}
+	})
+
+	return ids
+}

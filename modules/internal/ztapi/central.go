@@ -54,11 +54,7 @@ func (c *centralV1) Member(ctx context.Context, network, node string) (*Member, 
 	var read memberV1
 
 	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network+"/member/"+node, nil, &read, false)
-	if err == nil && !found {
-		return nil, c.known(ctx, network)
-	}
-
-	if err != nil {
+	if err != nil || !found {
 		return nil, err
 	}
 
@@ -67,21 +63,12 @@ func (c *centralV1) Member(ctx context.Context, network, node string) (*Member, 
 	return &made, nil
 }
 
-func (c *centralV1) known(ctx context.Context, network string) error {
-	found, err := c.Network(ctx, network)
-	if err == nil && found == nil {
-		err = unknownNetwork(network, c.base)
-	}
-
-	return err
-}
-
 func (c *centralV1) Members(ctx context.Context, network string) ([]Member, error) {
 	var read []memberV1
 
 	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network+"/member", nil, &read, false)
 	if err == nil && !found {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	members := []Member{}
@@ -107,7 +94,7 @@ func (c *centralV1) SetMember(ctx context.Context, network, node string, change 
 
 	found, err := c.centralCall(ctx, http.MethodPost, "/network/"+network+"/member/"+node, body, &read, false)
 	if err == nil && !found {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	return read.make(), err
@@ -163,7 +150,7 @@ func (c *centralV1) SetNetwork(ctx context.Context, network string, change Netwo
 
 	found, err := c.centralCall(ctx, http.MethodPost, path, body, &read, isNew)
 	if err == nil && !found {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	return read.make(), err
@@ -237,26 +224,13 @@ func (c *centralV2) Member(ctx context.Context, network, node string) (*Member, 
 	var read memberV2
 
 	found, err := c.centralCall(ctx, http.MethodGet, memberPathV2(network, node), nil, &read, false)
-	if err == nil && !found {
-		return nil, c.known(ctx, network)
-	}
-
-	if err != nil {
+	if err != nil || !found {
 		return nil, err
 	}
 
 	made := read.make()
 
 	return &made, nil
-}
-
-func (c *centralV2) known(ctx context.Context, network string) error {
-	found, err := c.Network(ctx, network)
-	if err == nil && found == nil {
-		err = unknownNetwork(network, c.base)
-	}
-
-	return err
 }
 
 // items reads a list in either form: as it is, or as {"items": [...]}. The documents at hand say it of networks only.
@@ -282,7 +256,7 @@ func (c *centralV2) Members(ctx context.Context, network string) ([]Member, erro
 
 	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network+"/member", nil, &read, false)
 	if err == nil && !found {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	members := []Member{}
@@ -327,7 +301,7 @@ func (c *centralV2) SetMember(ctx context.Context, network, node string, change 
 	}
 
 	if err == nil && !found {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	return read.make(), err
@@ -432,7 +406,7 @@ func (c *centralV2) SetNetwork(ctx context.Context, network string, change Netwo
 
 	found, err := c.centralCall(ctx, http.MethodPost, path, change.bodyV2(), &read, isNew)
 	if err == nil && !found {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	return read.make(), err

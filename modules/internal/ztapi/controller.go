@@ -144,7 +144,8 @@ type NetworkChange struct {
 
 // Controller is what authorises the members of networks.
 type Controller interface {
-	// Member reads one; nil when the controller has no record of it. A network that it lacks is CodeNetworkUnknown.
+	// Member reads one; nil when the controller has no record of it. A self-hosted controller's failure CodeNetworkUnknown
+	// tells of a network that it lacks; Central's answer is the same for both.
 	Member(ctx context.Context, network, node string) (*Member, error)
 	// Members reads all.
 	Members(ctx context.Context, network string) ([]Member, error)
@@ -255,7 +256,7 @@ func controllerToken(options ControllerOptions, service ServiceOptions) (ansible
 	return ansible.NewSecret(strings.TrimSpace(string(text))), nil
 }
 
-// unknownNetwork is the failure of a network that a controller lacks.
-func unknownNetwork(network, where string) error {
+// UnknownNetwork is the failure of a network that a controller lacks.
+func UnknownNetwork(network, where string) error {
 	return ansible.Fail(CodeNetworkUnknown, "look at the network's id: its first ten digits are its controller's node id", "the controller at %s has no network %s", where, network)
 }

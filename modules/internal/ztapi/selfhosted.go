@@ -146,7 +146,7 @@ func (c *selfHosted) Member(ctx context.Context, network, node string) (*Member,
 func (c *selfHosted) known(ctx context.Context, network string) error {
 	found, err := c.Network(ctx, network)
 	if err == nil && found == nil {
-		err = unknownNetwork(network, c.base)
+		err = UnknownNetwork(network, c.base)
 	}
 
 	return err
@@ -372,7 +372,7 @@ func (c *selfHosted) SetNetwork(ctx context.Context, network string, change Netw
 	if err == nil && !found {
 		err = c.present(ctx)
 		if err == nil {
-			err = unknownNetwork(network, c.base)
+			err = UnknownNetwork(network, c.base)
 		}
 	}
 
