@@ -4,10 +4,7 @@ package zerotiermember
 
 import (
 	"context"
-	"errors"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/ztapi"
@@ -110,7 +107,7 @@ func (h *host) lookAtNode(ctx context.Context, state *State) error {
 
 	state.Joined, err = h.service.Network(ctx, h.args.NetworkID)
 	if err == nil && state.Joined != nil {
-		state.Kernel, err = kernelAddresses(state.Joined.Device)
+		state.Kernel, err = ztapi.KernelAddresses(state.Joined.Device)
 	}
 
 	return err
@@ -180,30 +177,4 @@ func (h *host) lookAtNetwork(ctx context.Context, state *State) error {
 	}
 
 	return nil
-}
-
-// kernelAddresses reads what the device has, without the link-local addresses, which the kernel makes itself.
-func kernelAddresses(device string) ([]string, error) {
-	found := []string{}
-
-	link, err := netlink.LinkByName(device)
-
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) || device == "" {
-		return found, nil
-	}
-
-	if err != nil {
-		return found, err
-	}
-
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-
-	for _, addr := range addrs {
-		if !addr.IP.IsLinkLocalUnicast() {
-			found = append(found, addr.IPNet.String())
-		}
-	}
-
-	return found, err
 }

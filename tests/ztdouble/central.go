@@ -115,6 +115,10 @@ func (c *Central) handle(r *http.Request, body []byte) reply {
 
 	words := strings.Split(path, "/")
 
+	if list := path == "network" && c.Version == 1 || words[0] == "network-group" && len(words) == 3 && c.Version == 2; list && r.Method == http.MethodGet {
+		return c.listNetworks()
+	}
+
 	if words[0] == "network-group" && len(words) == 3 && c.Version == 2 || path == "network" && c.Version == 1 && r.Method == http.MethodPost {
 		words = []string{"network", c.Node.Address + c.Node.world.NextID()}
 
@@ -339,4 +343,18 @@ func (c *Central) showMember(node *member) object {
 		"ipv4Assignments": v4, "ipv6Assignments": v6, "noAutoAssignIps": fields["noAutoAssignIps"], "activeBridge": fields["activeBridge"],
 		"capabilities": []any{}, "tags": []any{}, "revision": fields["revision"],
 	}
+}
+
+func (c *Central) listNetworks() reply {
+	shown := []any{}
+
+	for _, id := range slices.Sorted(maps.Keys(c.Node.controller.networks)) {
+		shown = append(shown, c.showNetwork(c.Node.controller.networks[id]))
+	}
+
+	if c.Version == 2 {
+		return ok(object{"items": shown})
+	}
+
+	return ok(shown)
 }

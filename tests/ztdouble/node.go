@@ -306,3 +306,15 @@ func (n *Node) Joined() []string {
 
 	return ids
 }
+
+// MakeNetwork makes or changes a network of the node's controller.
+func (n *Node) MakeNetwork(id string, fields map[string]any) {
+	n.world.Lock(func() { n.controller.setNetwork(id, canonical(fields)) })
+}
+
+// Unplug removes a network's device and leaves everything else, as the end of the service does.
+func (n *Node) Unplug(id string) {
+	if n.Links != nil {
+		_ = n.Links.Remove(deviceName(id))
+	}
+}

@@ -417,3 +417,43 @@ func (c *centralV2) DeleteNetwork(ctx context.Context, network string) error {
 
 	return err
 }
+
+// Named looks through the networks that the token can see.
+func (c *centralV1) Named(ctx context.Context, name string) ([]string, error) {
+	var (
+		read []networkV1
+		ids  []string
+	)
+
+	_, err := c.centralCall(ctx, http.MethodGet, "/network", nil, &read, false)
+
+	for _, one := range read {
+		if one.Config.Name == name {
+			ids = append(ids, one.ID)
+		}
+	}
+
+	slices.Sort(ids)
+
+	return ids, err
+}
+
+// Named looks through the networks of the group.
+func (c *centralV2) Named(ctx context.Context, name string) ([]string, error) {
+	var (
+		read items[networkV2]
+		ids  []string
+	)
+
+	_, err := c.centralCall(ctx, http.MethodGet, "/network-group/"+c.group+"/network", nil, &read, false)
+
+	for _, one := range read {
+		if one.Name == name {
+			ids = append(ids, one.ID)
+		}
+	}
+
+	slices.Sort(ids)
+
+	return ids, err
+}

@@ -156,6 +156,8 @@ type Controller interface {
 	DeleteMember(ctx context.Context, network, node string) error
 	// Network reads one; nil when the controller lacks it.
 	Network(ctx context.Context, network string) (*Network, error)
+	// Named gives the ids of the networks with that name, in order.
+	Named(ctx context.Context, name string) ([]string, error)
 	// SetNetwork changes a network and gives what the controller then has. With new it is made: under its id by a
 	// self-hosted controller, under an id of the controller's choice (network is empty) by Central.
 	SetNetwork(ctx context.Context, network string, change NetworkChange, isNew bool) (Network, error)

@@ -387,3 +387,6 @@ func (c *selfHosted) DeleteNetwork(ctx context.Context, network string) error {
 
 	return err
 }
+
+// Named is not needed here: a network's id is chosen by who makes it.
+func (*selfHosted) Named(context.Context, string) ([]string, error) { return nil, nil }
