@@ -21,7 +21,7 @@ type Args struct {
 	NetworkID     string                  `ansible:"network_id"`
 	NetworkNumber string                  `ansible:"network_number"`
 	State         string                  `ansible:"state" choices:"present,absent" default:"present"`
-	Controller    ztapi.ControllerOptions `ansible:"controller,required"`
+	Controller    ztapi.ControllerOptions `ansible:"controller,apply_defaults"`
 	ztapi.ServiceOptions
 	Name                 *string           `ansible:"name"`
 	Description          *string           `ansible:"description"`
@@ -81,7 +81,10 @@ var Module = ansible.Module[Args, State, Values]{
 	Rules: ansible.Rules{
 		MutuallyExclusive: [][]string{{"network_id", "network_number"}, {"rules", "flow_rules"}},
 	},
-	Codes:     ztapi.Codes(map[ansible.Code]string{CodeInUse: "the network has members"}),
+	Codes: ztapi.Codes(map[ansible.Code]string{
+		CodeInUse:                 "the network has members",
+		ztapi.CodeStoredOtherwise: "the controller took a change and stored something else",
+	}),
 	Normalize: normalize,
 	Open:      open,
 	Plan:      makePlan,

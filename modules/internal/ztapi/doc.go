@@ -20,13 +20,15 @@ const (
 	CodeControllerMissing     ansible.Code = "controller_missing"
 	CodeNetworkUnknown        ansible.Code = "network_unknown"
 	CodeUnexpectedAnswer      ansible.Code = "unexpected_answer"
-	CodeStoredOtherwise       ansible.Code = "stored_otherwise"
 )
+
+// CodeStoredOtherwise is for modules that change something at a controller.
+const CodeStoredOtherwise ansible.Code = "stored_otherwise"
 
 // Codes says what the codes of this package mean, beside those of a module.
 func Codes(own map[ansible.Code]string) map[ansible.Code]string {
 	codes := map[ansible.Code]string{
-		CodeServiceMissing:        "the host has no ZeroTier service: its home folder or its token is not there",
+		CodeServiceMissing:        "the host has no ZeroTier service, or its token is not in its home folder",
 		CodeServiceUnreachable:    "the host's ZeroTier service does not answer",
 		CodeTokenRefused:          "the service or the controller refuses the token, or the place that the call came from",
 		CodeTunUnusable:           "the service cannot make a network device because /dev/net/tun is not usable",
@@ -34,7 +36,6 @@ func Codes(own map[ansible.Code]string) map[ansible.Code]string {
 		CodeControllerMissing:     "that zerotier-one was built without a controller",
 		CodeNetworkUnknown:        "the controller has no such network",
 		CodeUnexpectedAnswer:      "an answer is not what the interface is documented or was seen to give",
-		CodeStoredOtherwise:       "the controller took a change and stored something else",
 	}
 
 	for code, text := range own {
