@@ -175,10 +175,11 @@ func ping(ctx context.Context, addr netip.Addr) error {
 		return err
 	}
 
-	answer := make([]byte, 1500)
+	answer, packets := make([]byte, 1500), conn.(net.PacketConn)
 
 	for {
-		n, err := conn.Read(answer)
+		// ReadFrom cuts the IPv4 header off, Read does not.
+		n, _, err := packets.ReadFrom(answer)
 		if err != nil {
 			return fmt.Errorf("no answer to a ping: %w", err)
 		}

@@ -48,6 +48,9 @@ type Node struct {
 	Ask func(controller string, q Question) (Config, bool)
 	// RootUp tells whether a root can be reached; nil: any other node of this world that runs is one, or itself.
 	RootUp func() bool
+	// StaleWithin is the time in which two changes of addresses leave the older ones on the device; 0: the real service's,
+	// scaled.
+	StaleWithin time.Duration
 	// Authenticate is where a person signs in to join a network; then its status is AUTHENTICATION_REQUIRED.
 	Authenticate map[string]string
 
@@ -202,7 +205,12 @@ func (n *Node) take(one *joined, config Config) {
 	now := n.world.Now()
 
 	if one.config != nil && !slices.Equal(one.config.Assigned, config.Assigned) {
-		if now.Sub(one.readdress) < n.world.scaled(staleWithin) {
+		within := n.StaleWithin
+		if within == 0 {
+			within = n.world.scaled(staleWithin)
+		}
+
+		if now.Sub(one.readdress) < within {
 			for _, old := range one.config.Assigned {
 				if !slices.Contains(config.Assigned, old) {
 					one.stale = append(one.stale, old)

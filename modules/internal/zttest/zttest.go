@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package zttest gives tests a world of ZeroTier nodes (the double of tests/ztdouble) and runs modules against it.
+//
+// Its own tests run the modules as programs against services with real links: by default the double in network namespaces,
+// which needs root; with ZT_HOME (and ZT_URL) set, the scenarios against the zerotier-one of that home folder, which must
+// have a controller (`make test-zerotier ZT_HOME=/var/lib/zerotier-one`).
 package zttest
 
 import (
