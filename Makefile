@@ -124,7 +124,7 @@ test-unit: go ## the tests that need neither root nor network
 	@go test -short $$(go list ./... | grep -v /tests/)
 
 test-zerotier: root go ## the ZeroTier scenarios; ZT_HOME=FOLDER [ZT_URL=URL] runs them against a real service with a controller
-	@ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run "$(if $(ZT_HOME),^TestScenarios$$$$,.)" ./modules/internal/zttest
+	@ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run '$(if $(ZT_HOME),^TestScenarios$$,.)' ./modules/internal/zttest
 
 lint: lint-go lint-yaml ## gofmt, go vet, staticcheck, yamllint, ansible-lint, shellcheck
 
