@@ -185,7 +185,7 @@ func (n *Node) question(one *joined) {
 // push is what a controller sends by itself to a node that has a configuration.
 func (n *Node) push(one *joined) {
 	config, reached := n.ask(Question{one.id, n.Address, n.Identity, "push"})
-	if !reached || config.Result != "ok" || one.status == "OK" && reflect.DeepEqual(canonicalConfig(*one.config), canonicalConfig(config)) {
+	if !reached || config.Result != "ok" || one.has(config) {
 		return
 	}
 
@@ -200,9 +200,21 @@ func canonicalConfig(config Config) object {
 	return canonical(object{"config": config})
 }
 
+// has tells whether the configuration is the one that is in effect. The real service also does nothing about that
+// (node/Network.cpp, setConfiguration).
+func (j *joined) has(config Config) bool {
+	return j.status == "OK" && j.config != nil && reflect.DeepEqual(canonicalConfig(*j.config), canonicalConfig(config))
+}
+
 // take puts a configuration into effect.
 func (n *Node) take(one *joined, config Config) {
 	now := n.world.Now()
+
+	if one.has(config) {
+		one.config.Peers = config.Peers
+
+		return
+	}
 
 	if one.config != nil && !slices.Equal(one.config.Assigned, config.Assigned) {
 		within := n.StaleWithin
