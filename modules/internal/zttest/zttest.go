@@ -48,7 +48,7 @@ const (
 // World is nodes with their homes and ports.
 type World struct {
 	*ztdouble.World
-	T     *testing.T
+	T     testing.TB
 	Nodes map[string]*Node
 }
 
@@ -60,10 +60,17 @@ type Node struct {
 }
 
 // New makes a world with a controller and the two nodes, and one network with a route.
-func New(t *testing.T) *World {
+func New(t testing.TB) *World {
 	t.Helper()
 
-	w := &World{World: ztdouble.NewWorld(Scale), T: t, Nodes: map[string]*Node{}}
+	return NewScaled(t, Scale)
+}
+
+// NewScaled is New with another factor of the real service's times.
+func NewScaled(t testing.TB, scale float64) *World {
+	t.Helper()
+
+	w := &World{World: ztdouble.NewWorld(scale), T: t, Nodes: map[string]*Node{}}
 
 	for _, address := range []string{Controller, NodeA, NodeB} {
 		w.Add(address)
@@ -91,7 +98,7 @@ func (w *World) Add(address string) *Node {
 }
 
 // WriteHome writes the files that a service has in its home folder.
-func (n *Node) WriteHome(t *testing.T) {
+func (n *Node) WriteHome(t testing.TB) {
 	t.Helper()
 
 	port := n.Server.URL[strings.LastIndex(n.Server.URL, ":")+1:]
@@ -107,7 +114,7 @@ func (w *World) Controller(method, path, body string) Dict {
 }
 
 // Call makes a request of a node.
-func (n *Node) Call(t *testing.T, method, path, body string) Dict {
+func (n *Node) Call(t testing.TB, method, path, body string) Dict {
 	t.Helper()
 
 	request := httptest.NewRequest(method, path, strings.NewReader(body))
@@ -183,7 +190,7 @@ func (r Result) Lines() []string {
 var runs sync.Mutex
 
 // Run runs a module as stock Ansible does. No token may be in what it says.
-func Run(t *testing.T, module ansible.Runner, args ...Dict) Result {
+func Run(t testing.TB, module ansible.Runner, args ...Dict) Result {
 	t.Helper()
 
 	all := Dict{"_ansible_verbosity": 4, "_ansible_diff": true}
@@ -217,7 +224,7 @@ func Run(t *testing.T, module ansible.Runner, args ...Dict) Result {
 }
 
 // OK runs a module that must succeed.
-func OK(t *testing.T, module ansible.Runner, args ...Dict) Result {
+func OK(t testing.TB, module ansible.Runner, args ...Dict) Result {
 	t.Helper()
 
 	result := Run(t, module, args...)
