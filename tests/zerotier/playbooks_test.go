@@ -103,9 +103,8 @@ func newSite(t *testing.T) *site {
 	s.writeInventory()
 	require.NoError(t, s.lab.Snapshot(ctx, configured))
 
-	for name := range nodes {
-		s.awaitService(name)
-	}
+	s.awaitService("n1")
+	s.awaitService("n2")
 
 	return s
 }
@@ -125,7 +124,7 @@ const unit = `[Unit]
 Description=double of zerotier-one
 After=network-online.target
 [Service]
-ExecStart=/usr/local/sbin/ztdouble -scale 0.1 -underlay host0 %s
+ExecStart=/usr/sbin/ztdouble -scale 0.1 -underlay host0 %s
 [Install]
 WantedBy=multi-user.target
 `
@@ -134,7 +133,7 @@ func (s *site) installDouble() {
 	program := filepath.Join(s.TempDir(), "ztdouble")
 	command(s.T, s.root, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./tests/ztdouble/cmd")
 
-	text, err := os.ReadFile(program)
+	binary, err := os.ReadFile(program)
 	require.NoError(s, err)
 
 	controller, err := s.lab.Host("n1")
@@ -152,10 +151,46 @@ func (s *site) installDouble() {
 		}
 
 		device := strings.TrimSpace(s.sh(host.Name(), "ip -o route get 10.177.99.1 | sed 's/.* dev \\([^ ]*\\).*/\\1/'"))
-		s.input(host.Name(), text, "cat >/usr/local/sbin/ztdouble && chmod 755 /usr/local/sbin/ztdouble")
-		s.input(host.Name(), []byte(strings.ReplaceAll(fmt.Sprintf(unit, flags), "host0", device)), "cat >/etc/systemd/system/zerotier-one.service && systemctl daemon-reload && systemctl enable --now zerotier-one")
+		text := strings.ReplaceAll(fmt.Sprintf(unit, flags), "host0", device)
+
+		if host.Name() == packaged {
+			s.offerPackage(host.Name(), program, text)
+			continue
+		}
+
+		s.input(host.Name(), binary, "cat >/usr/sbin/ztdouble && chmod 755 /usr/sbin/ztdouble")
+		s.input(host.Name(), []byte(text), "cat >/etc/systemd/system/zerotier-one.service && systemctl daemon-reload && systemctl enable --now zerotier-one")
 		s.awaitService(host.Name())
 	}
+}
+
+// packaged is the host on which setup has to install the service.
+const packaged = "n3"
+
+// offerPackage makes a package zerotier-one of the double and puts it into a repository on the host.
+func (s *site) offerPackage(name, program, unit string) {
+	folder := s.TempDir()
+
+	for path, text := range map[string]string{
+		"tree/DEBIAN/control":                              "Package: zerotier-one\nVersion: 1.14.1\nArchitecture: amd64\nMaintainer: tests <tests@example.com>\nDescription: double\n",
+		"tree/DEBIAN/postinst":                             "#!/bin/sh\nset -e\nsystemctl daemon-reload\nsystemctl enable --now zerotier-one\n",
+		"tree/DEBIAN/postrm":                               "#!/bin/sh\nsystemctl daemon-reload\n",
+		"tree/usr/lib/systemd/system/zerotier-one.service": unit,
+	} {
+		file := filepath.Join(folder, path)
+		require.NoError(s, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(s, os.WriteFile(file, []byte(text), 0o755))
+	}
+
+	command(s.T, folder, "sh", "-ec", `install -D -m 755 "$1" tree/usr/sbin/ztdouble
+mkdir repo && dpkg-deb -q --root-owner-group -Zgzip -z1 -b tree repo/zerotier-one_1.14.1_amd64.deb
+cd repo
+{ dpkg-deb -f *.deb; echo "Filename: ./$(echo *.deb)"; echo "Size: $(stat -c %s *.deb)"; echo "SHA256: $(sha256sum *.deb | cut -d ' ' -f 1)"; } >Packages
+cd .. && tar cf repo.tar repo`, "sh", program)
+
+	text, err := os.ReadFile(filepath.Join(folder, "repo.tar"))
+	require.NoError(s, err)
+	s.input(name, text, "tar xf - -C /srv --one-top-level=zerotier --no-same-owner && echo 'deb [trusted=yes] file:/srv/zerotier/repo ./' >/etc/apt/sources.list.d/zerotier-test.list && apt-get -qq update")
 }
 
 func (s *site) awaitService(name string) {
@@ -205,6 +240,9 @@ func (s *site) writeInventory() {
 	for i, name := range []string{"n1", "n2", "n3"} {
 		hosts[name] = map[string]any{"zerotier_ip": fmt.Sprintf("10.147.17.%d", i+1)}
 	}
+
+	here := hosts[packaged].(map[string]any)
+	here["zerotier_package_source"], here["zerotier_forward_to"] = "distribution", []string{"10.66.0.0/24"}
 
 	children["zerotier_nodes"] = map[string]any{"hosts": hosts}
 	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}}}
@@ -329,14 +367,15 @@ func (s *site) members() []string {
 }
 
 // noise is what may differ on a host that was managed and given back.
-var noise = append([]string{"file /root/.cache", "file /root/.cache/**", "file /home/*/.sudo_as_admin_successful", "nft table inet lxd"}, lab.IgnoreLXDDatabase...)
+var noise = append([]string{"file /root/.cache", "file /root/.cache/**", "file /home/*/.sudo_as_admin_successful", "nft table inet lxd",
+	"file /var/lib/dpkg/status", "file /var/lib/apt/**", "file /var/cache/apt/**"}, lab.IgnoreLXDDatabase...)
 
 func TestPlaybooks(t *testing.T) {
 	s := newSite(t)
 	record := "/controller/network/" + network + "/member/"
 	s.api("POST", record+foreigner, `{"authorized":true,"ipAssignments":["10.147.17.99"]}`)
 
-	s.fails("18", "not joined")
+	s.fails("18", "not installed")
 
 	check := s.passes("10", "--check", "--diff")
 	assert.Positive(t, check.changed)
@@ -352,6 +391,11 @@ func TestPlaybooks(t *testing.T) {
 	for _, address := range []string{"10.147.17.2/24", "10.147.17.200/24", "10.147.17.201/24"} {
 		assert.Contains(t, addresses, address)
 	}
+
+	forwards := s.sh("n3", "iptables -S FORWARD; cat /proc/sys/net/ipv4/ip_forward")
+	assert.Regexp(t, `-A FORWARD -d 10\.66\.0\.0/24 -i zt\w+ -j ACCEPT`, forwards)
+	assert.NotRegexp(t, `-i zt\w+ -j ACCEPT\n.*-i zt\w+ -j ACCEPT`, forwards, "one rule for one network")
+	assert.Contains(t, s.sh("n3", "systemctl is-enabled thinkube-zerotier-forward"), "enabled")
 
 	device := strings.Fields(s.sh("n3", "ip -o link | grep -o 'zt[a-z0-9]*' | head -1"))[0]
 
@@ -381,7 +425,9 @@ func TestPlaybooks(t *testing.T) {
 	assert.Positive(t, s.passes("19").changed)
 	assert.Equal(t, []string{foreigner}, s.members())
 	assert.Zero(t, s.passes("19").changed)
+	assert.NotContains(t, s.sh("n3", "iptables -S FORWARD"), "10.66.0.0")
 	s.fails("18", "not joined")
+	s.fails("18", "not installed")
 
 	for _, host := range s.lab.Hosts() {
 		found, err := host.Diff(t.Context(), configured, noise...)
