@@ -169,13 +169,16 @@ $(TARBALL): $(PROGRAMS) $(COLLECTION_FILES)
 
 # --- tests
 
-.PHONY: test test-unit lint lint-go lint-yaml bench
+.PHONY: test test-unit test-zerotier lint lint-go lint-yaml bench
 test: root deps build lint ## every test: lint, units, real LXD, transport, lab, collection (as root)
 	@# Two packages at a time: each has names and networks of its own. More would only get in each other's way.
 	THINKUBE_LAB=1 $(GOTESTSUM) --format standard-quiet -- -p 2 -count 1 -timeout 60m ./...
 
 test-unit: go ## the tests that need neither root nor network
 	@go test -short $$(go list ./... | grep -v /tests/)
+
+test-zerotier: root go ## the ZeroTier scenarios; ZT_HOME=FOLDER [ZT_URL=URL] runs them against a real service with a controller
+	@ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run '$(if $(ZT_HOME),^TestScenarios$$,.)' ./modules/internal/zttest
 
 lint: lint-go lint-yaml ## gofmt, go vet, staticcheck, yamllint, ansible-lint, shellcheck
 

@@ -17,6 +17,9 @@ import (
 	lxdstoragepool "github.com/thinkube/infra/modules/lxd_storage_pool"
 	netbridge "github.com/thinkube/infra/modules/net_bridge"
 	netbridgeinfo "github.com/thinkube/infra/modules/net_bridge_info"
+	zerotierinfo "github.com/thinkube/infra/modules/zerotier_info"
+	zerotiermember "github.com/thinkube/infra/modules/zerotier_member"
+	zerotiernetwork "github.com/thinkube/infra/modules/zerotier_network"
 )
 
 // runners lists every module of the collection.
@@ -35,5 +38,8 @@ func runners() []ansible.Runner {
 		lxdstoragepool.Module,
 		netbridge.Module,
 		netbridgeinfo.Module,
+		zerotierinfo.Module,
+		zerotiermember.Module,
+		zerotiernetwork.Module,
 	}
 }
