@@ -322,6 +322,9 @@ armed:
     ours:
       description: Whether this very task armed it.
       type: bool
+    provable:
+      description: Whether this task's connection, or a newer one that it can have, would prove that the host is still reached.
+      type: bool
 plan:
   description: What was done, one line for each step; in check mode what would be done.
   returned: success
