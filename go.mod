@@ -3,6 +3,7 @@ module github.com/thinkube/infra
 go 1.24.0
 
 require (
+	github.com/NVIDIA/go-nvml v0.13.4-1
 	github.com/canonical/lxd v0.0.0-20241209155119-76da976c6ee7
 	github.com/stretchr/testify v1.12.1
 	github.com/vishvananda/netlink v1.3.1

@@ -28,6 +28,13 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 		return h.confirm(ctx, do.Ticket)
 	case rollback:
 		return h.rollback(ctx, do.Ticket)
+	case finish:
+		err := store.Finish(do.Ticket)
+		if err != nil {
+			return err
+		}
+
+		return ansible.ErrChanged // what was asked for is planned now
 	case forget:
 		return store.Forget(do.Ticket)
 	}
@@ -44,7 +51,9 @@ func (h *host) change(ctx context.Context, do change, step plan.Step) error {
 		h.steps, _ = after["steps"].([]string)
 	}
 
-	err := netconfig.Check(ctx, made.New.Name, made.Files)
+	err := netconfig.Check(ctx, netconfig.Judged{
+		Manager: made.New.Name, Changes: made.Files, Expect: made.New.Expect, Links: made.After.Links, Up: made.New.Up,
+	})
 	if err != nil {
 		return ansible.Fail(CodeInvalidConfig, "nothing was touched", "%w", err)
 	}
@@ -82,7 +91,7 @@ func (h *host) change(ctx context.Context, do change, step plan.Step) error {
 
 // lookOn waits until the change is made. Without a new connection, confirming is left to another task.
 func (h *host) lookOn(ctx context.Context, id string) error {
-	now, err := store.Await(ctx, id)
+	now, err := h.await(ctx, id)
 	if errors.Is(err, armed.ErrOutrun) {
 		return nil // confirmed by itself, since nobody had to
 	}
@@ -91,19 +100,29 @@ func (h *host) lookOn(ctx context.Context, id string) error {
 		return err
 	}
 
-	if now.Phase == armed.RolledBack {
-		return h.undone(now)
-	}
-
 	h.task.Warn("change %s is made and will be undone in %s unless a task over a new connection confirms it (phase: confirm)",
 		id, time.Duration(now.Deadline-armed.Now()).Round(time.Second))
 
 	return nil
 }
 
-// undone tells why, and lets go of the change: it was told to whom it concerns.
-func (h *host) undone(now *armed.Change) error {
-	return errors.Join(rolledBack(Armed{Reason: now.Reason, Failed: now.Failed}), store.Forget(now.ID))
+// await waits until the change is made. That it was undone, or is left alone, is an error.
+func (h *host) await(ctx context.Context, id string) (*armed.Change, error) {
+	now, err := store.Await(ctx, id)
+
+	switch {
+	case errors.Is(err, armed.ErrUnguarded):
+		return nil, inTheWay(show(now, false), "the host")
+	case err != nil:
+		return nil, err
+	case now.Phase == armed.Stuck:
+		return nil, undone(show(now, false))
+	case now.Phase == armed.RolledBack:
+		// It is told to whom it concerns, and can be forgotten.
+		return nil, errors.Join(undone(show(now, false)), store.Forget(now.ID))
+	}
+
+	return now, nil
 }
 
 // probes completes the probes and drops those that fail already. What the user asked for by address is not dropped.
@@ -148,7 +167,7 @@ func gateways(made armed.Change) []string {
 
 // confirm waits for the change if it is not made yet, and makes it stay.
 func (h *host) confirm(ctx context.Context, id string) error {
-	now, err := store.Await(ctx, id)
+	now, err := h.await(ctx, id)
 	if errors.Is(err, armed.ErrOutrun) {
 		return nil // nobody had to confirm it
 	}
@@ -157,8 +176,8 @@ func (h *host) confirm(ctx context.Context, id string) error {
 		return err
 	}
 
-	if now.Phase == armed.RolledBack {
-		return h.undone(now)
+	if why := h.noProof(); why != "" {
+		return ansible.Fail(CodeOldConnection, "confirm it over ssh; nothing is confirmed yet", "this connection proves nothing about the network: %s", why)
 	}
 
 	session := armed.FindSession()
@@ -179,12 +198,8 @@ func (h *host) confirm(ctx context.Context, id string) error {
 	}
 
 	// Somebody else decided in the last moment.
-	now, err = store.Await(ctx, id)
-
-	switch {
-	case err == nil && now.Phase == armed.RolledBack:
-		return h.undone(now)
-	case errors.Is(err, armed.ErrOutrun):
+	_, err = h.await(ctx, id)
+	if errors.Is(err, armed.ErrOutrun) {
 		return nil
 	}
 
@@ -194,6 +209,10 @@ func (h *host) confirm(ctx context.Context, id string) error {
 // rollback has the guard undo the change; where there is none any more, this process does.
 func (h *host) rollback(ctx context.Context, id string) error {
 	err := store.Undo(ctx, id, "asked for")
+	if errors.Is(err, armed.ErrOutrun) {
+		return ansible.ErrChanged // confirmed, or gone
+	}
+
 	if err != nil {
 		return err
 	}

@@ -87,6 +87,8 @@ type Armed struct {
 
 	Wanted string `json:"wanted"`
 	Ours   bool   `json:"ours,omitempty"` // armed by this very task, which goes on over a new connection
+	// Provable tells that this task's connection is newer than the change, or that a newer one can be had.
+	Provable bool `json:"provable,omitempty"`
 }
 
 // Failure codes of this module.
@@ -102,6 +104,7 @@ const (
 	CodeReadOnly      ansible.Code = "read_only"
 	CodeArmed         ansible.Code = "armed_change"
 	CodeRolledBack    ansible.Code = "rolled_back"
+	CodeNotUndone     ansible.Code = "not_undone"
 	CodeOldConnection ansible.Code = "old_connection"
 	CodeInUse         ansible.Code = "in_use"
 	CodeFilesChanged  ansible.Code = "files_changed"
@@ -124,10 +127,11 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeReadOnly:      "the manager's files cannot be written",
 		CodeArmed:         "an earlier change is neither confirmed nor undone",
 		CodeRolledBack:    "the change was made and undone again; msg says why",
-		CodeOldConnection: "a confirmation has to come over a connection that was opened after the change",
+		CodeNotUndone:     "the change was made and could not be undone altogether; what was there before is kept on the host",
+		CodeOldConnection: "a confirmation has to come over an ssh connection that was opened after the change",
 		CodeInUse:         "the bridge has ports of others, such as virtual machines",
 		CodeFilesChanged:  "a file that this module wrote was changed by somebody else since",
-		CodeInvalidConfig: "the manager's own check refused the files that were to be written",
+		CodeInvalidConfig: "the files that were to be written would be refused or misread; nothing was touched",
 	},
 	Normalize: normalize,
 	Open:      open,
@@ -151,6 +155,12 @@ const (
 // maxName is the kernel's limit (IFNAMSIZ less the terminating zero).
 const maxName = 15
 
+// validDomain also takes systemd-resolved's "~example.org", a domain that is only routed by (systemd.network(5), Domains=).
+var validDomain = regexp.MustCompile(`^~?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})$|^~?\.$`)
+
+// validName is less than the kernel takes: a name also stands in files and, with ifupdown, in commands.
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
 var validTicket = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 func normalize(args *Args) error {
@@ -158,8 +168,8 @@ func normalize(args *Args) error {
 
 	add := func(format string, values ...any) { errs = append(errs, fmt.Errorf(format, values...)) }
 
-	if args.Name == "" || len(args.Name) > maxName || strings.ContainsAny(args.Name, "/ \t\n:") || args.Name == "." || args.Name == ".." {
-		add("name %q: must have 1 to %d characters, and no slash, colon or space", args.Name, maxName)
+	if len(args.Name) > maxName || !validName.MatchString(args.Name) {
+		add("name %q: must have 1 to %d letters, digits, dots, hyphens and underscores, a letter or digit first", args.Name, maxName)
 	}
 
 	if args.Ticket != "" && !validTicket.MatchString(args.Ticket) {
@@ -172,6 +182,14 @@ func normalize(args *Args) error {
 		for _, server := range *args.Nameservers {
 			if _, err := netip.ParseAddr(server); err != nil {
 				add("nameservers: %q is no address", server)
+			}
+		}
+	}
+
+	if args.Search != nil {
+		for _, domain := range *args.Search {
+			if !validDomain.MatchString(domain) {
+				add("search: %q is no domain", domain)
 			}
 		}
 	}

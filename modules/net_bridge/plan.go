@@ -38,6 +38,10 @@ type (
 	rollback struct {
 		Ticket string `json:"ticket"`
 	}
+	// finish does what is left of a change that was confirmed.
+	finish struct {
+		Ticket string `json:"ticket"`
+	}
 	// forget removes what is left of a change that is over.
 	forget struct {
 		Ticket string `json:"ticket"`
@@ -89,6 +93,11 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return out, nil
 	}
 
+	if args.Phase == "apply" && args.ConfirmTimeout > 0 && current.NoProof != "" {
+		return out, ansible.Fail(CodeOldConnection, "set ansible_connection: ssh and ansible_host for this host, or, if you sit in front of it, confirm_timeout: 0",
+			"%s: the change could not be confirmed and would be undone: %s; nothing was touched", object, current.NoProof)
+	}
+
 	addChange(&out, args, current, wanted, object)
 
 	return out, nil
@@ -98,13 +107,22 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 func planArmed(out *plan.Plan[State], args Args, current State, object string) (bool, error) {
 	old := current.Armed
 
-	if old != nil && old.Ours && armed.Phase(old.Phase) == armed.RolledBack {
-		return true, rolledBack(*old)
+	phase := armed.Phase("")
+	if old != nil {
+		phase = armed.Phase(old.Phase)
 	}
 
-	open := old != nil && (armed.Phase(old.Phase).Open() || armed.Phase(old.Phase) == armed.Confirmed)
+	open := phase.Open()
 
 	switch {
+	case phase == armed.Confirmed && args.Phase != "plan":
+		// It was decided; whoever did was cut off before all was written down. What was asked for is planned after that.
+		out.Add(plan.Change, object, finish{old.Ticket}, "finish the confirmed change %s", old.Ticket)
+		out.After.Armed = nil
+
+		return true, nil
+	case phase == armed.RolledBack && old.Ours, phase == armed.Stuck && args.Phase != "rollback" && args.Phase != "plan":
+		return true, undone(*old)
 	case args.Phase == "confirm":
 		return true, planConfirm(out, args, old, open, object)
 	case args.Phase == "rollback":
@@ -121,39 +139,57 @@ func planArmed(out *plan.Plan[State], args Args, current State, object string) (
 		out.After.Armed = nil
 
 		return true, nil
-	case old.Phase == string(armed.Applied) && old.Guarded && old.Wanted == args.wanted && args.Phase == "apply":
+	case phase == armed.Applied && old.Provable && old.Wanted == args.wanted && args.Phase == "apply":
+		// Who asked for it was cut off. The connection of now is the proof that was missing.
+		out.Add(plan.Change, object, confirm{old.Ticket}, "confirm change %s: %s", old.Ticket, old.Summary)
+		out.After.Armed = nil
+
+		return true, nil
+	case phase == armed.Applied && old.Guarded && old.Wanted == args.wanted && args.Phase == "apply":
 		out.Add(plan.Report, object, nil, "change %s waits to be confirmed over a new connection (phase: confirm)", old.Ticket)
 
 		return true, nil
 	}
 
-	state := "is being made; it ends by itself"
-	if !old.Guarded {
-		state = "was cut off, and nobody is left to undo it"
-	}
-
-	return true, ansible.Fail(CodeArmed, "run the module with phase: confirm if the host is as you want it, or with phase: rollback",
-		"%s: change %s (%s) %s: it is %s", object, old.Ticket, old.Summary, state, old.Phase)
+	return true, inTheWay(*old, object)
 }
 
-func rolledBack(old Armed) error {
-	msg := old.Reason
-	if old.Failed != "" {
-		msg += "; and undoing it did not fully succeed: " + old.Failed
+// inTheWay refuses to begin something beside a change that is not over.
+func inTheWay(old Armed, object string) error {
+	state, hint := "is being made; it ends by itself", "wait until it is over, or run the module with phase: rollback"
+	if !old.Guarded {
+		state, hint = "was cut off, and nobody is left to undo it", "run the module with phase: rollback"
 	}
 
-	return ansible.Fail(CodeRolledBack, "the host is as it was before", "the change was undone: %s", msg)
+	if old.Phase == string(armed.Applied) {
+		hint = "run the module with phase: confirm if the host is as you want it, or with phase: rollback"
+	}
+
+	return ansible.Fail(CodeArmed, hint, "%s: change %s (%s) %s: it is %s", object, old.Ticket, old.Summary, state, old.Phase)
+}
+
+// undone tells why a change was undone, or could not be.
+func undone(old Armed) error {
+	if old.Phase == string(armed.Stuck) {
+		return ansible.Fail(CodeNotUndone,
+			"mend what stood in the way and run the module with phase: rollback; all that was there is kept under "+armed.DefaultDir,
+			"change %s was to be undone (%s), and that failed: %s", old.Ticket, old.Reason, old.Failed)
+	}
+
+	return ansible.Fail(CodeRolledBack, "the host is as it was before", "the change was undone: %s", old.Reason)
 }
 
 func planConfirm(out *plan.Plan[State], args Args, old *Armed, open bool, object string) error {
 	switch {
 	case old != nil && args.Ticket != "" && old.Ticket != args.Ticket:
 		return ansible.Fail(CodeArmed, "", "%s: the change is %s, not %s", object, old.Ticket, args.Ticket)
+	case open && !old.Guarded && old.Phase != string(armed.Applied):
+		return inTheWay(*old, object)
 	case open:
 		out.Add(plan.Change, object, confirm{old.Ticket}, "confirm change %s: %s", old.Ticket, old.Summary)
 		out.After.Armed = nil
 	case old != nil && old.Phase == string(armed.RolledBack):
-		return rolledBack(*old)
+		return undone(*old)
 	}
 
 	return nil
@@ -178,7 +214,7 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 	verb := plan.Change
 
 	switch {
-	case args.State == "absent":
+	case args.State == "absent" && wanted.After.Link(args.Name) == nil:
 		verb = plan.Delete
 	case current.Net.Link(args.Name) == nil:
 		verb = plan.Create
@@ -202,6 +238,10 @@ func addChange(out *plan.Plan[State], args Args, current State, wanted *armed.Ch
 		out.After.Armed = &Armed{Bridge: args.Name, Phase: string(armed.Staged), Summary: step.Line, Wanted: args.wanted}
 
 		return
+	}
+
+	if ports := current.Net.Ports(args.Name); args.State == "present" && !args.STP && len(wanted.After.Links) > 2 && len(ports) < 2 {
+		out.Add(plan.Report, object, nil, "several ports without stp: where two of them lead to the same network, frames go round without end")
 	}
 
 	if args.ConfirmTimeout == 0 {
@@ -246,6 +286,11 @@ func present(args Args, current State) (*armed.Change, error) {
 	}
 
 	ports, err := findPorts(args, current)
+	if err != nil {
+		return nil, err
+	}
+
+	ports, err = checkSamePorts(args, current, ports)
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +377,7 @@ func makeChange(args Args, current State, ports []string) (*armed.Change, error)
 		source, original = current.Record.Source, current.Record.Original
 	}
 
-	err := errors.Join(checkManager(args, source, ports), checkOdd(original))
+	err := errors.Join(checkManager(args, source, ports), checkOdd(original), checkFurther(args, original, ports))
 	if err != nil {
 		return nil, first(err)
 	}
@@ -402,17 +447,8 @@ func managerNow(current State, ports []string) armed.Manager {
 	manager := armed.Manager{Name: current.Config.Manager, Renderer: current.Config.Renderer, Expect: map[string]string{}}
 
 	if current.Record == nil {
-		if manager.Name == netconfig.Networkd || manager.Renderer == netconfig.Networkd {
-			for _, port := range ports {
-				manager.Expect[port] = current.Config.Applied
-			}
-		}
-
+		manager.Expect, manager.Profiles = netconfig.InForce(current.Config, ports)
 		manager.Up = append([]string{"-" + current.Name}, ports...)
-
-		if manager.Name == netconfig.NetworkManager || manager.Renderer == netconfig.NetworkManager {
-			manager.Profiles = []string{current.Config.Profile}
-		}
 	} else {
 		manager.Name, manager.Renderer = current.Record.Source.Manager, current.Record.Source.Renderer
 		manager.Up = []string{current.Name}
@@ -473,7 +509,72 @@ func checkManager(args Args, source netconfig.Config, ports []string) error {
 		return ansible.Fail(CodeManager, "name the right one with manager", "link %q is configured by %s and by %s", ports[0], source.Manager, strings.Join(source.Others, " and "))
 	}
 
+	for _, name := range ports[1:] {
+		port := source.Ports[name]
+
+		switch {
+		case port.Manager != "" && port.Manager != source.Manager:
+			return ansible.Fail(CodeManager, "have one manager configure all ports", "link %q is configured by %s, and link %q by %s", ports[0], source.Manager, name, port.Manager)
+		case len(port.Others) > 0 && args.Manager == auto:
+			return ansible.Fail(CodeManager, "name the right one with manager", "link %q is configured by %s and by %s", name, port.Manager, strings.Join(port.Others, " and "))
+		}
+	}
+
 	return nil
+}
+
+// checkFurther refuses a second port with addresses or routes of its own: a bridge takes over what one port has, and those
+// would be lost with the next restart of the host.
+func checkFurther(args Args, original netstate.Target, ports []string) error {
+	if !args.inherits() {
+		return nil
+	}
+
+	const hint = "remove it, name that port first, or give the bridge's addresses"
+
+	for _, addr := range original.Addrs {
+		if slices.Contains(ports[1:], addr.Link) && !advertised(addr) {
+			return ansible.Fail(CodePort, hint, "port %q has address %s, but the bridge takes over what its first port %q has", addr.Link, addr.Prefix, ports[0])
+		}
+	}
+
+	for _, route := range original.Routes {
+		if route.Proto != netstate.ProtoRA && slices.ContainsFunc(route.Devs(), func(dev string) bool { return slices.Contains(ports[1:], dev) }) {
+			return ansible.Fail(CodePort, hint, "port %q has route %s, but the bridge takes over what its first port %q has", route.Devs()[0], route, ports[0])
+		}
+	}
+
+	return nil
+}
+
+// advertised tells of an address that a router's advertisement gave, and gives to the bridge again.
+func advertised(addr netstate.Addr) bool { return addr.Dynamic() && !addr.Addr4() }
+
+// inherited is what the bridge takes over: what the first port has, and the rules of all.
+func inherited(original netstate.Target, ports []string) netstate.Target {
+	further := func(dev string) bool { return slices.Contains(ports[1:], dev) }
+
+	original.Addrs = slices.DeleteFunc(slices.Clone(original.Addrs), func(addr netstate.Addr) bool { return further(addr.Link) })
+	original.Routes = slices.DeleteFunc(slices.Clone(original.Routes), func(route netstate.Route) bool { return slices.ContainsFunc(route.Devs(), further) })
+
+	return original
+}
+
+// checkSamePorts gives the ports in the order of the first change, and refuses others than it had: what a port had before is
+// known of those alone.
+func checkSamePorts(args Args, current State, ports []string) ([]string, error) {
+	if current.Record == nil {
+		return ports, nil
+	}
+
+	had := current.Record.Ports
+
+	if len(ports) != len(had) || slices.ContainsFunc(ports, func(port string) bool { return !slices.Contains(had, port) }) {
+		return nil, ansible.Fail(CodePort, "put the network back first (state: absent), and make the bridge anew",
+			"ports %s: bridge %q was made with %s, and its ports cannot be changed", strings.Join(ports, ", "), args.Name, strings.Join(had, ", "))
+	}
+
+	return had, nil
 }
 
 // checkOdd refuses what could not be put back.
@@ -557,7 +658,16 @@ func currentFile(current State, path string) *netconfig.File {
 // wantedTarget is the kernel as it is to be, and what of it has to be written down anew.
 func wantedTarget(args Args, current State, original, before netstate.Target, ports []string) (netstate.Target, netconfig.IP, error) {
 	bridge := makeBridgeLink(args, current, original, ports)
-	after := netstate.Move(original, bridge, ports)
+
+	source := current.Config
+	if current.Record != nil {
+		source = current.Record.Source
+	}
+
+	listenForRouters(args, source.Manager, &bridge)
+
+	taken := inherited(original, ports)
+	after := netstate.Move(taken, bridge, ports)
 
 	if current.Record != nil {
 		// Links as they are now; what DHCP gave the port then is over.
@@ -572,13 +682,14 @@ func wantedTarget(args Args, current State, original, before netstate.Target, po
 		}
 	}
 
-	ip, err := applyIP(args, &after, original)
+	ip, err := applyIP(args, &after, taken)
 	if err != nil {
 		return after, ip, err
 	}
 
 	if current.Record != nil {
 		keepForeign(&after, netstate.Move(before, bridge, ports), current.Record.Applied)
+		limitIPv6(args, &after)
 	}
 
 	return after, ip, nil
@@ -630,6 +741,8 @@ func makeBridgeLink(args Args, current State, original netstate.Target, ports []
 
 	if current.Net.Link(args.Name) == nil {
 		bridge.Sysctls = netstate.InheritedSysctls(*port)
+	} else if value, ok := port.Sysctls[disableIPv6]; ok {
+		bridge.Sysctls = map[string]string{disableIPv6: value} // it may have been off until now
 	}
 
 	return bridge
@@ -673,6 +786,13 @@ func applyIP(args Args, after *netstate.Target, original netstate.Target) (netco
 		after.Routes = append(after.Routes, makeRoute(args.Name, route))
 	}
 
+	limitIPv6(args, after)
+
+	return ip, checkInherited(args, *after)
+}
+
+// limitIPv6 takes out of the target what the user does not want of IPv6.
+func limitIPv6(args Args, after *netstate.Target) {
 	switch args.IPv6 {
 	case "off":
 		dropIPv6(after)
@@ -680,8 +800,20 @@ func applyIP(args Args, after *netstate.Target, original netstate.Target) (netco
 		after.Addrs = slices.DeleteFunc(after.Addrs, func(addr netstate.Addr) bool { return !addr.Addr4() && addr.Dynamic() })
 		after.Routes = slices.DeleteFunc(after.Routes, func(route netstate.Route) bool { return route.IPv6 && route.Proto == netstate.ProtoRA })
 	}
+}
 
-	return ip, checkInherited(args, *after)
+// listenForRouters sets whether the kernel itself heeds router advertisements, where the manager leaves that to it.
+func listenForRouters(args Args, manager string, bridge *netstate.Link) {
+	value := map[string]string{"ra": "1", "static": "0"}[args.IPv6]
+	if value == "" || manager != netconfig.Ifupdown {
+		return
+	}
+
+	if bridge.Sysctls = maps.Clone(bridge.Sysctls); bridge.Sysctls == nil {
+		bridge.Sysctls = map[string]string{}
+	}
+
+	bridge.Sysctls["ipv6/accept_ra"] = value
 }
 
 // checkInherited finds a gateway that the addresses do not reach. (One that the host has now is reached.)
@@ -810,6 +942,8 @@ func makeRoute(bridge string, arg RouteArg) netstate.Route {
 	return route
 }
 
+const disableIPv6 = "ipv6/disable_ipv6"
+
 func dropIPv6(after *netstate.Target) {
 	after.Addrs = slices.DeleteFunc(after.Addrs, func(addr netstate.Addr) bool { return !addr.Addr4() })
 	after.Routes = slices.DeleteFunc(after.Routes, func(route netstate.Route) bool { return route.IPv6 })
@@ -817,7 +951,7 @@ func dropIPv6(after *netstate.Target) {
 	for i := range after.Links {
 		sysctls := maps.Clone(after.Links[i].Sysctls)
 		if sysctls != nil {
-			sysctls["ipv6/disable_ipv6"] = "1"
+			sysctls[disableIPv6] = "1"
 			after.Links[i].Sysctls = sysctls
 		}
 	}
@@ -902,19 +1036,10 @@ func absent(args Args, current State) (*armed.Change, error) {
 
 	old := managerNow(current, record.Ports)
 	back := armed.Manager{
-		Name: record.Source.Manager, Renderer: record.Source.Renderer, Expect: map[string]string{}, Up: append([]string{"-" + args.Name}, record.Ports...),
+		Name: record.Source.Manager, Renderer: record.Source.Renderer, Up: append([]string{"-" + args.Name}, record.Ports...),
 		Dynamic: dynamicLink(record.Original.Addrs),
 	}
-
-	if back.Name == netconfig.Networkd || back.Renderer == netconfig.Networkd {
-		for _, port := range record.Ports {
-			back.Expect[port] = record.Source.Applied
-		}
-	}
-
-	if back.Name == netconfig.NetworkManager || back.Renderer == netconfig.NetworkManager {
-		back.Profiles = []string{record.Source.Profile}
-	}
+	back.Expect, back.Profiles = netconfig.InForce(record.Source, record.Ports)
 
 	return &armed.Change{
 		Summary: "and give all it has back to " + strings.Join(record.Ports, ", "),
@@ -937,11 +1062,11 @@ func backTarget(bridge string, record *armed.Record, before netstate.Target) net
 	dynamic := slices.ContainsFunc(after.Addrs, netstate.Addr.Dynamic)
 	static := armed.Static(after)
 	after.Addrs, after.Routes, after.Lenient = static.Addrs, static.Routes, true
-	after.Links = slices.DeleteFunc(slices.Clone(record.Original.Links), func(link netstate.Link) bool { return link.Name == bridge })
+	after.Links = slices.Clone(record.Original.Links) // with the bridge, if it was somebody's before, and empty
 
 	for i := range after.Links {
-		if now := before.Link(after.Links[i].Name); now != nil {
-			after.Links[i].Carrier = now.Carrier
+		if now := before.Link(after.Links[i].Name); now != nil && now.Name != bridge {
+			after.Links[i].Carrier = now.Carrier && after.Links[i].Up // one that is set down has none
 		}
 	}
 

@@ -34,6 +34,8 @@ type State struct {
 	DNS    []string        `json:"dns,omitempty"`
 	// Taken are the wanted addresses that another host answers for.
 	Taken []string `json:"taken,omitempty"`
+	// NoProof tells why no connection of this task could prove that the host is still reached; empty where one can.
+	NoProof string `json:"no_proof,omitempty"`
 	// ReadOnly are the folders that cannot be written.
 	ReadOnly []string      `json:"read_only,omitempty"`
 	Armed    *Armed        `json:"armed,omitempty"`
@@ -88,6 +90,8 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
+	h.hideSecrets(state)
+
 	if state.Armed != nil && armed.Phase(state.Armed.Phase).Open() && h.args.Phase != "plan" {
 		return state, nil // the rest is in motion, and no plan is made from it
 	}
@@ -102,11 +106,18 @@ func (h *host) Read(ctx context.Context) (State, error) {
 
 	h.hideSecrets(state)
 
+	state.NoProof = h.noProof()
+
 	if h.args.State == "present" && !h.args.inherits() && len(ports) > 0 && (h.args.Phase == "apply" || h.args.Phase == "stage" || h.args.Phase == "plan") {
-		state.Taken = takenAddresses(ctx, h.args, state.Net, ports[0])
+		var unasked []string
+
+		state.Taken, unasked, err = takenAddresses(ctx, h.args, state.Net, ports[0])
+		for _, address := range unasked {
+			h.task.Warn("whether another host has address %s could not be asked: link %q is down or without IPv6", address, ports[0])
+		}
 	}
 
-	return state, nil
+	return state, err
 }
 
 func (h *host) readArmed(state *State) error {
@@ -115,15 +126,44 @@ func (h *host) readArmed(state *State) error {
 		return err
 	}
 
-	// The host may have been restarted without a systemd that looks after the change.
-	guarded := store.Guarded() && change.BootID == armed.BootID()
-
-	state.Armed = &Armed{
-		Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary, Guarded: guarded,
-		Reason: change.Reason, Failed: change.Failed, Wanted: change.Wanted, Ours: h.task.Reconnected(change.ID),
+	guarded, err := store.Guarded()
+	if err != nil {
+		return err
 	}
 
+	shown := show(change, guarded)
+	shown.Ours = h.task.Reconnected(change.ID)
+
+	session := armed.FindSession()
+	shown.Provable = session.SSH && (h.task.CanReconnect() || session.Started > change.AppliedAt)
+	state.Armed = &shown
+
 	return nil
+}
+
+// show gives what users see of a change.
+func show(change *armed.Change, guarded bool) Armed {
+	return Armed{
+		Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary,
+		// The host may have been restarted without a systemd that looks after the change.
+		Guarded: guarded && change.BootID == armed.BootID(),
+		Reason:  change.Reason, Failed: change.Failed, Wanted: change.Wanted,
+	}
+}
+
+// noProof tells why no connection of this task could prove that the host is still reached: one that does not go over the
+// network, or whose age cannot be told. A program that was started by hand looks at its own connection when it confirms.
+func (h *host) noProof() string {
+	switch connection := h.task.Connection(); {
+	case connection == "":
+		return ""
+	case !slices.Contains([]string{"ssh", "paramiko", "paramiko_ssh", "libssh"}, connection):
+		return fmt.Sprintf("Ansible's connection %q does not go over the network", connection)
+	case !armed.FindSession().SSH:
+		return "none of the program's parent processes is OpenSSH's sshd, which would tell how old the connection is"
+	}
+
+	return ""
 }
 
 // trimSysctls leaves out what is of no use and much to look at: the settings of other links.
@@ -136,14 +176,21 @@ func trimSysctls(state *netstate.Net, keep []string) {
 }
 
 func (h *host) readFiles(state *State, ports []string) error {
-	var err error
+	for i, port := range ports {
+		link := state.Net.Link(port)
+		if link == nil {
+			continue // the plan refuses it
+		}
 
-	if len(ports) > 0 {
-		if link := state.Net.Link(ports[0]); link != nil {
-			state.Config, err = netconfig.Read("", *link, h.args.Name, h.args.Manager)
-			if err != nil {
-				return fmt.Errorf("reading how link %q is configured: %w", link.Name, err)
-			}
+		config, err := netconfig.Read("", *link, h.args.Name, h.args.Manager)
+		if err != nil {
+			return fmt.Errorf("reading how link %q is configured: %w", link.Name, err)
+		}
+
+		if i == 0 {
+			state.Config = config
+		} else {
+			state.Config.Add(port, config)
 		}
 	}
 
@@ -212,6 +259,14 @@ func (h *host) hideSecrets(state State) {
 	files := slices.Concat(state.Files, state.Config.Files)
 	if state.Record != nil {
 		files = append(files, state.Record.Source.Files...)
+
+		for _, change := range state.Record.Files {
+			for _, file := range []*netconfig.File{change.Before, change.After} {
+				if file != nil {
+					files = append(files, *file)
+				}
+			}
+		}
 	}
 
 	for _, file := range files {
@@ -221,14 +276,17 @@ func (h *host) hideSecrets(state State) {
 	}
 }
 
-// takenAddresses asks on the link for each wanted address that this host does not have.
-func takenAddresses(ctx context.Context, args Args, state netstate.Net, port string) []string {
-	dev := port
-	if link := state.Link(port); link != nil && link.Master == args.Name {
-		dev = args.Name
+// takenAddresses asks on the link for each wanted address that this host does not have. Unasked are those that cannot be
+// asked for because the link is down or has no IPv6; that anything else stands in the way is an error.
+func takenAddresses(ctx context.Context, args Args, state netstate.Net, port string) (taken, unasked []string, err error) {
+	link := state.Link(port)
+	if link != nil && link.Master == args.Name && state.Link(args.Name) != nil {
+		link = state.Link(args.Name)
 	}
 
-	var taken []string
+	if link == nil {
+		return nil, nil, nil // the plan refuses it
+	}
 
 	for _, text := range args.Addresses {
 		prefix, err := netip.ParsePrefix(text)
@@ -236,11 +294,23 @@ func takenAddresses(ctx context.Context, args Args, state netstate.Net, port str
 			continue
 		}
 
-		err = netprobe.Run(ctx, netprobe.Probe{Kind: netprobe.Neighbour, Target: prefix.Addr().String()}, dev)
-		if err == nil {
-			taken = append(taken, prefix.Addr().String())
+		address := prefix.Addr().String()
+
+		if !link.Up || prefix.Addr().Is6() && link.Sysctls["ipv6/disable_ipv6"] != "0" {
+			unasked = append(unasked, address)
+
+			continue
+		}
+
+		err = netprobe.Run(ctx, netprobe.Probe{Kind: netprobe.Neighbour, Target: address, Why: "address in use"}, link.Name)
+
+		switch {
+		case err == nil:
+			taken = append(taken, address)
+		case !errors.Is(err, netprobe.ErrSilent):
+			return nil, nil, fmt.Errorf("asking whether another host has address %s: %w", address, err)
 		}
 	}
 
-	return taken
+	return taken, unasked, nil
 }

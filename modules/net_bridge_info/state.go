@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -105,10 +106,15 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	change, err := store.Load()
-	if err == nil && change != nil {
+	if err != nil || change == nil {
+		return state, err
+	}
+
+	guarded, err := store.Guarded()
+	if err == nil {
 		state.Armed = &Armed{
 			Ticket: change.ID, Bridge: change.Bridge, Phase: string(change.Phase), Summary: change.Summary,
-			Guarded: store.Guarded() && change.BootID == armed.BootID(), Reason: change.Reason, Failed: change.Failed,
+			Guarded: guarded && change.BootID == armed.BootID(), Reason: change.Reason, Failed: change.Failed,
 		}
 	}
 
@@ -134,7 +140,7 @@ func readBridge(store armed.Store, current netstate.Net, link netstate.Link) (Br
 	}
 
 	for i := range bridge.Ports {
-		bridge.Ports[i].Managed = record != nil && contains(record.Ports, bridge.Ports[i].Name)
+		bridge.Ports[i].Managed = record != nil && slices.Contains(record.Ports, bridge.Ports[i].Name)
 	}
 
 	if record == nil {
@@ -154,16 +160,6 @@ func readBridge(store armed.Store, current netstate.Net, link netstate.Link) (Br
 	bridge.Managed, bridge.Manager = true, record.Source.Manager
 
 	return bridge, compare(&bridge, current, record)
-}
-
-func contains(list []string, one string) bool {
-	for _, each := range list {
-		if each == one {
-			return true
-		}
-	}
-
-	return false
 }
 
 func makeBridge(current netstate.Net, link netstate.Link) Bridge {

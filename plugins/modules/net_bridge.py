@@ -31,7 +31,7 @@ attributes:
 options:
   name:
     description:
-      - The bridge's name, for example C(br0). At most 15 characters.
+      - The bridge's name, for example C(br0). At most 15 letters, digits, dots, hyphens and underscores.
     type: str
     required: true
   state:
@@ -46,6 +46,9 @@ options:
     description:
       - The links that become ports, by name or by MAC.
       - C(auto) is the link of the default route; refused when default routes lead over several.
+      - Of several the first gives the bridge its MAC and, with I(addresses=inherit), all else; a further one may have no
+        addresses or routes of its own then. All have the same manager, or further ones none. With ifupdown there can be one.
+      - The ports of a bridge that this module made cannot be changed. Take it back and make it anew.
     type: list
     elements: str
     default: [auto]
@@ -53,7 +56,7 @@ options:
     description:
       - The bridge's addresses with their prefix lengths, for example C(192.168.1.10/24). They take the place of all that the
         port has, DHCP included. Refused when another host answers for one of them.
-      - C(inherit) is everything that the port has, DHCP included.
+      - C(inherit) is everything that the first port has, DHCP included.
     type: list
     elements: str
     default: [inherit]
@@ -134,6 +137,8 @@ options:
   ipv6:
     description:
       - C(inherit) is as the port has it, C(ra) takes router advertisements, C(static) does not, C(off) is no IPv6 at all.
+      - An address that was made from the MAC stays the same, since the MAC does. One that NetworkManager made with
+        C(addr-gen-mode=stable-privacy) does not.
     type: str
     choices: [inherit, ra, static, 'off']
     default: inherit
@@ -201,6 +206,26 @@ EXAMPLES = r"""
     gateway4: 192.168.1.1
     nameservers: [192.168.1.1]
     confirm_timeout: 3m
+
+- name: Only static IPv6, whatever routers advertise
+  thinkube.infra.net_bridge:
+    name: br0
+    ipv6: static
+
+- name: The first of two steps - everything is checked and written down, and nothing changes
+  thinkube.infra.net_bridge:
+    name: br0
+    phase: stage
+
+- name: A change that waits is as it should be
+  thinkube.infra.net_bridge:
+    name: br0
+    phase: confirm
+
+- name: A change that waits, or was cut off, is undone
+  thinkube.infra.net_bridge:
+    name: br0
+    phase: rollback
 
 - name: The network is as it was before
   thinkube.infra.net_bridge:
@@ -277,7 +302,7 @@ armed:
       description: The bridge that it is about.
       type: str
     phase:
-      description: C(staged), C(armed), C(applying), C(applied), C(confirmed), C(restoring) or C(rolled_back).
+      description: C(staged), C(armed), C(applying), C(applied), C(confirmed), C(restoring), C(stuck) or C(rolled_back).
       type: str
     summary:
       description: What it does.
@@ -327,12 +352,13 @@ failure:
         - C(in_use) - the bridge has ports of others, such as virtual machines.
         - C(internal) - a defect in the module; please report it.
         - C(invalid_argument) - an option's value is refused; nothing was touched.
-        - C(invalid_config) - the manager's own check refused the files that were to be written.
+        - C(invalid_config) - the files that were to be written would be refused or misread; nothing was touched.
         - C(manager) - nobody, or more than one, manages the port's network.
         - C(name_taken) - a link of the bridge's name exists and is no bridge.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
         - C(not_converged) - every step was done and the state is still not the wanted one.
-        - C(old_connection) - a confirmation has to come over a connection that was opened after the change.
+        - C(not_undone) - the change was made and could not be undone altogether; what was there before is kept on the host.
+        - C(old_connection) - a confirmation has to come over an ssh connection that was opened after the change.
         - C(port) - a port does not exist, or cannot or must not become one.
         - C(read_only) - the manager's files cannot be written.
         - C(rolled_back) - the change was made and undone again; msg says why.

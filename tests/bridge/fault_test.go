@@ -4,7 +4,10 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -18,10 +21,8 @@ import (
 const (
 	// confirmTimeout is what the tests' changes have, in wanted.
 	confirmTimeout = 10 * time.Second
-	// promise is when after a fault the host must be back.
+	// promise is when after a fault the host must be back; of a host that was switched off, after it has started.
 	promise = confirmTimeout + 10*time.Second
-	// bootTime is what a host that was switched off gets on top.
-	bootTime = 20 * time.Second
 )
 
 // points are the places in a change at which something can happen, in their order (package armed).
@@ -65,16 +66,22 @@ func faults() []fault {
 		fault{kind: "module killed", at: "confirmed", lines: "confirmed kill", ends: "new"},
 		fault{kind: "power cut", at: "armed", lines: "armed stop", then: powerCut, boots: true, ends: "old"},
 		fault{kind: "power cut", at: "confirmed", lines: "confirmed stop", then: powerCut, boots: true, ends: "new"},
-		fault{kind: "wrong gateway", at: "", args: wrong, ends: "old"},
+		fault{kind: "SSH cut for good", at: "armed", lines: "armed pause", then: sshCut, ends: "old"},
+		fault{kind: "SSH cut for good", at: "confirmed", lines: "confirmed pause", then: sshCut, ends: "new"},
+		fault{kind: "port set down", at: "kernel", lines: "kernel pause", then: portDown, ends: "either"},
+		fault{kind: "port set down", at: "probed", lines: "probed pause", then: portDown, ends: "old"},
+		fault{kind: "wrong gateway", at: "applying", lines: "applying pass", args: wrong, ends: "old"},
 		fault{kind: "cable out for 5 s", at: "kernel", lines: "kernel pause", then: cableOut(5 * time.Second), ends: "either"},
 		fault{kind: "cable out until after the time", at: "probed", lines: "probed pause", then: cableOut(confirmTimeout + 3*time.Second), ends: "old"},
 		fault{kind: "controller unreachable after the change", at: "probed", lines: "probed pause", then: controllerGone, ends: "old"},
 	)
 }
 
-func (f fault) String() string { return strings.TrimSuffix(f.kind+" at "+f.at, " at ") }
+func (f fault) String() string { return f.kind + " at " + f.at }
 
 func TestNoFaultLosesTheHost(t *testing.T) {
+	t.Parallel()
+
 	s := needSite(t)
 
 	for _, each := range faults() {
@@ -87,31 +94,28 @@ func TestNoFaultLosesTheHost(t *testing.T) {
 
 func (s *site) endures(t *testing.T, f fault) {
 	host := s.borrow(t)
-	if f.lines != "" {
-		sh(t, host, fmt.Sprintf("echo '%s' >/run/thinkube-fault", f.lines))
-	}
+	sh(t, host, fmt.Sprintf("echo '%s' >/run/thinkube-fault", f.lines))
 
 	running := s.start(t, host, "net_bridge", wanted(f.args))
+
+	there, err := host.File("/run/thinkube-fault." + f.at)
+	require.NoError(t, err)
+
+	// How long Ansible takes to get there is not what is judged.
+	eventually(t, 3*time.Minute, "the fault's place was not reached", func() bool {
+		_, err := os.Stat(there)
+
+		return err == nil
+	})
+
 	reached := time.Now()
-
-	if f.at != "" {
-		eventually(t, time.Minute, "the fault's place was not reached", func() bool {
-			_, err := host.Run(t.Context(), "test -e /run/thinkube-fault."+f.at)
-			return err == nil
-		})
-
-		reached = time.Now()
-	} else {
-		running.wait(t)
-	}
 
 	if f.then != nil {
 		f.then(t, s, host, running)
 	}
 
-	limit := promise
 	if f.boots {
-		limit += bootTime
+		reached = time.Now()
 	}
 
 	if f.ends == "old, resolved" {
@@ -119,10 +123,10 @@ func (s *site) endures(t *testing.T, f fault) {
 		s.resolves(t, host)
 	}
 
-	eventually(t, time.Until(reached.Add(limit)), "the host is back and at rest", func() bool { return atRest(t.Context(), host) })
+	eventually(t, time.Until(reached.Add(promise)), "the host is back and at rest", func() bool { return atRest(t.Context(), host) })
 	t.Logf("back after %s", time.Since(reached).Round(100*time.Millisecond))
 
-	if f.at != "" && f.then == nil && f.ends != "old, resolved" {
+	if f.then == nil && f.ends != "old, resolved" {
 		running.wait(t)
 	} else if f.then != nil {
 		running.cut()
@@ -130,21 +134,57 @@ func (s *site) endures(t *testing.T, f fault) {
 
 	ends := s.isWhole(t, host, f.ends)
 
-	// And on from there: the same change again, without a fault.
-	got := s.run(t, host, wanted(nil))
-	require.False(t, got.Failed || got.Unreachable, got.Msg)
-	assert.Equal(t, ends != "new", got.Changed)
+	assert.Equal(t, ends != "new", again(t, host))
 	s.isWhole(t, host, "new")
+	s.leave(t, host)
 }
 
-// atRest tells whether a new connection to the host's address works and nothing is under way.
+// again makes the same change once more, without a fault, over one connection, and confirms it over another; it tells whether
+// there was anything to do. The collection's part in that would take most of the time that these tests need.
+func again(t *testing.T, host *lab.Host) bool {
+	t.Helper()
+
+	out, err := host.SSH(t.Context(), "root", module(anyProgram, `{"name":"br0","confirm_timeout":"20s","ticket":"again"}`))
+	require.NoError(t, err)
+
+	if strings.Contains(out, `"changed":false`) {
+		return false
+	}
+
+	require.Contains(t, out, `"reconnect":`)
+	eventually(t, 20*time.Second, "the change is confirmed over a new connection", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+
+		// Until the change is made the answer waits, and a connection from before has to be opened anew.
+		out, err = host.SSH(ctx, "root", module(anyProgram, `{"name":"br0","phase":"confirm","ticket":"again"}`))
+		require.NotContains(t, out, `"failed":true`)
+
+		return err == nil && strings.Contains(out, `"changed":true`)
+	})
+
+	return true
+}
+
+// atRest tells whether nothing is under way and a new connection to the host's address works. That is only tried once the first
+// is so: each try costs the host more than all else.
 func atRest(ctx context.Context, host *lab.Host) bool {
+	path, err := host.File("/var/lib/thinkube/net_bridge/armed.json")
+	if err != nil {
+		return false
+	}
+
+	text, err := os.ReadFile(path)
+	if !errors.Is(err, fs.ErrNotExist) && !strings.Contains(string(text), `"phase": "rolled_back"`) {
+		return false
+	}
+
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 
-	out, err := host.SSH(ctx, "root", `f=/var/lib/thinkube/net_bridge/armed.json; [ ! -e $f ] || grep -q '"phase": "rolled_back"' $f && echo rest`)
+	_, err = host.SSH(ctx, "root", "true")
 
-	return err == nil && strings.Contains(out, "rest")
+	return err == nil
 }
 
 // isWhole tells that the host is as before, or as it was to become, and nothing between; and which.
@@ -160,7 +200,13 @@ func (s *site) isWhole(t *testing.T, host *lab.Host, ends string) string {
 	}
 
 	if ends != "new" {
-		differs, err := host.Diff(t.Context(), "before", "file /root/.cache", "file /root/.cache/**", "file /var/lib/thinkube", "file /var/lib/thinkube/**",
+		eventually(t, 10*time.Second, "the guard has ended", func() bool {
+			_, err := host.Run(t.Context(), "test ! -e /run/systemd/transient/thinkube-net-bridge.service")
+
+			return err == nil
+		})
+
+		differs, err := host.Diff(t.Context(), before, "file /root/.cache", "file /root/.cache/**", "file /var/lib/thinkube", "file /var/lib/thinkube/**",
 			"unit thinkube-net-bridge*", "file /home/admin/.sudo_as_admin_successful")
 		require.NoError(t, err)
 		require.Empty(t, differs)
@@ -200,6 +246,12 @@ func powerCut(t *testing.T, _ *site, host *lab.Host, running *task) {
 }
 
 func sshCut(_ *testing.T, _ *site, _ *lab.Host, running *task) { running.cut() }
+
+// portDown is somebody on the host itself.
+func portDown(t *testing.T, _ *site, host *lab.Host, _ *task) {
+	t.Helper()
+	sh(t, host, "ip link set eth0 down")
+}
 
 func cableOut(how time.Duration) func(*testing.T, *site, *lab.Host, *task) {
 	return func(t *testing.T, s *site, host *lab.Host, _ *task) {

@@ -10,12 +10,15 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,16 +33,30 @@ import (
 // dir is fixed: what a killed run left is found by the next.
 const dir = "/var/lib/thinkube-bridge-tests"
 
+// hostCount is how many tests run side by side: much of their time they wait for something that is not to happen.
+const hostCount = 6
+
 var labConfig = lab.Config{
-	Name: "bridge", Subnet: netip.MustParsePrefix("10.177.94.0/24"), Dir: filepath.Join(dir, "lab"),
+	Name: "bridge", Hosts: hostCount, Subnet: netip.MustParsePrefix("10.177.94.0/24"), Dir: filepath.Join(dir, "lab"),
 	Inventory: filepath.Join(dir, "lab.yaml"), Log: os.Stderr,
 }
 
+const (
+	// uplink is the machine's own end of the hosts' network, where their gateway is.
+	uplink   = "bridge0"
+	gateway  = "10.177.94.1"
+	gateway6 = "fd00:94::1"
+)
+
 // site is the lab, with hosts that tests borrow, and a collection whose program can be made to fail.
 type site struct {
+	alone net.Listener // held to the end
 	lab   *lab.Lab
 	root  string
 	hosts chan *lab.Host
+	// queue has tests take their hosts one after the other, so that no two of them wait for each other's.
+	queue sync.Mutex
+	whole sync.Map // names of hosts that need not be restored
 }
 
 var (
@@ -49,6 +66,14 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+
+	// By default as many as there are processors; but what these tests do is mostly to wait.
+	err := flag.Set("test.parallel", strconv.Itoa(hostCount))
+	if err != nil {
+		panic(err)
+	}
+
 	code := m.Run()
 
 	if theSite != nil && os.Getenv("THINKUBE_KEEP") == "" {
@@ -89,8 +114,29 @@ func needSite(t *testing.T) *site {
 	return theSite
 }
 
+// turn waits until no other run of these tests is on this machine. The socket has no file, and goes with the process.
+func turn() (net.Listener, error) {
+	for told := false; ; time.Sleep(time.Second) {
+		alone, err := net.Listen("unix", "@thinkube-bridge-tests")
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return alone, err
+		}
+
+		if !told {
+			fmt.Fprintln(os.Stderr, "waiting for another run of these tests to end")
+
+			told = true
+		}
+	}
+}
+
 func makeSite() (*site, error) {
 	root, err := filepath.Abs("../..")
+	if err != nil {
+		return nil, err
+	}
+
+	alone, err := turn()
 	if err != nil {
 		return nil, err
 	}
@@ -117,19 +163,26 @@ func makeSite() (*site, error) {
 		return nil, err
 	}
 
-	made := &site{lab: up, root: root, hosts: make(chan *lab.Host, 3)}
+	// It goes with the lab's bridge.
+	out, err := exec.Command("ip", "address", "replace", gateway6+"/64", "dev", uplink, "nodad").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("giving the gateway its IPv6 address: %w: %s", err, out)
+	}
+
+	made := &site{alone: alone, lab: up, root: root, hosts: make(chan *lab.Host, hostCount)}
+
+	err = up.Snapshot(ctx, before)
 
 	for _, host := range up.Hosts() {
-		if len(host.Snapshots()) == 0 {
-			// What Ansible and the collection keep on every host they manage is there before the first test.
-			err = errors.Join(err, host.Snapshot(ctx, "before"))
-		}
-
+		made.whole.Store(host.Name(), true)
 		made.hosts <- host
 	}
 
 	return made, err
 }
+
+// before is the snapshot of every host as it was before all tests.
+const before = "before"
 
 // writeCollection makes a collections folder of the checkout, with the program built so that it can be made to fail.
 func writeCollection(root, folder string) error {
@@ -174,13 +227,51 @@ func writeCollection(root, folder string) error {
 func (s *site) borrow(t *testing.T) *lab.Host {
 	t.Helper()
 
-	host := <-s.hosts
-	t.Cleanup(func() { s.hosts <- host })
+	return s.borrowSome(t, 1)[0]
+}
 
-	err := host.Restore(t.Context(), "before")
-	require.NoError(t, err)
+// borrowSome gives the test several.
+func (s *site) borrowSome(t *testing.T, count int) []*lab.Host {
+	t.Helper()
 
-	return host
+	var hosts []*lab.Host
+
+	s.queue.Lock()
+	for range count {
+		hosts = append(hosts, <-s.hosts)
+	}
+	s.queue.Unlock()
+
+	t.Cleanup(func() {
+		for _, host := range hosts {
+			s.hosts <- host
+		}
+	})
+
+	for _, host := range hosts {
+		if _, whole := s.whole.LoadAndDelete(host.Name()); !whole {
+			require.NoError(t, host.Restore(t.Context(), before))
+		}
+	}
+
+	return hosts
+}
+
+// leave takes the bridge away again, so that the host need not be booted for the next test. Nobody is asked to confirm that.
+func (s *site) leave(t *testing.T, host *lab.Host) {
+	t.Helper()
+
+	out := sh(t, host, module(anyProgram, `{"name":"br0","state":"absent","confirm_timeout":"0"}`))
+	require.Contains(t, out, `"changed":true`)
+	s.keep(t, host)
+}
+
+// keep tells that the host is as it was before everything.
+func (s *site) keep(t *testing.T, host *lab.Host) {
+	t.Helper()
+	sh(t, host, "rm -f /run/thinkube-fault*")
+	s.isWhole(t, host, "old")
+	s.whole.Store(host.Name(), true)
 }
 
 // task is a running module task.
@@ -236,16 +327,29 @@ func (r *task) cut() {
 	r.ended = true
 }
 
+// over tells whether the task has ended.
+func (r *task) over() bool {
+	select {
+	case <-r.done:
+		r.ended = true
+	default:
+	}
+
+	return r.ended
+}
+
 // wait gives the task's result.
 func (r *task) wait(t *testing.T) result {
 	t.Helper()
 
-	select {
-	case <-r.done:
-		r.ended = true
-	case <-time.After(2 * time.Minute):
-		r.cut()
-		t.Fatalf("the task did not end:\n%s", r.out.String())
+	if !r.over() {
+		select {
+		case <-r.done:
+			r.ended = true
+		case <-time.After(2 * time.Minute):
+			r.cut()
+			t.Fatalf("the task did not end:\n%s", r.out.String())
+		}
 	}
 
 	var got result

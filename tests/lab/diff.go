@@ -56,7 +56,7 @@ var IgnoreLXDDatabase = []string{"file /var/lib/lxd/database/**", "file /var/lib
 // but a slash, ** for anything.
 func (h *Host) Diff(ctx context.Context, label string, ignore ...string) ([]Difference, error) {
 	var found []Difference
-	err := h.lab.locked(func() error {
+	err := h.locked(func(h *Host) error {
 		if !slices.Contains(h.Snapshots(), label) {
 			return fmt.Errorf("host %q has no snapshot %q; it has %q", h.Name(), label, h.Snapshots())
 		}

@@ -270,20 +270,42 @@ func answers(ctx context.Context, addr netip.Addr) bool {
 	return err == nil && string(greeting) == "SSH-"
 }
 
+// locked runs something that changes this host only, beside what is done to others, on the lab's state as it
+// is once the lock is had.
+func (h *Host) locked(do func(h *Host) error) error {
+	unlockLab, err := lockShared(h.lab.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	defer unlockLab()
+	unlock, err := lock(h.dir())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	fresh, err := readState(h.lab.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	lab := *h.lab // others of this process may hold the same
+	lab.state = fresh
+	return do(&Host{lab: &lab, state: h.state})
+}
+
 // Start boots a stopped host and waits until it is ready; a running host is left as it is.
 func (h *Host) Start(ctx context.Context) error {
-	return h.lab.locked(func() error { return h.wrap("starting", h.ensureUp(ctx)) })
+	return h.locked(func(h *Host) error { return h.wrap("starting", h.ensureUp(ctx)) })
 }
 
 // Stop powers the host off, as its power button would; after a deadline it pulls the plug. The host's
 // files stay.
 func (h *Host) Stop(ctx context.Context) error {
-	return h.lab.locked(func() error { return h.wrap("stopping", h.stop(ctx)) })
+	return h.locked(func(h *Host) error { return h.wrap("stopping", h.stop(ctx)) })
 }
 
 // Kill pulls the plug. The host's files stay.
 func (h *Host) Kill(ctx context.Context) error {
-	return h.lab.locked(func() error { return h.wrap("killing", h.kill(ctx)) })
+	return h.locked(func(h *Host) error { return h.wrap("killing", h.kill(ctx)) })
 }
 
 func (h *Host) wrap(doing string, err error) error {
@@ -422,6 +444,15 @@ func (h *Host) ExecArgs(argv ...string) ([]string, error) {
 		"env", "-i", "--chdir=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "USER=root", "LC_ALL=C.UTF-8", "TERM=" + first(os.Getenv("TERM"), "dumb")}
 	return append(enter, argv...), nil
+}
+
+// File is where the machine sees a file of the running host, until that is switched off.
+func (h *Host) File(path string) (string, error) {
+	leader, err := h.leader()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/proc/%d/root%s", leader.PID, path), nil
 }
 
 // SSHArgs is the command line with which the machine logs in to the host.

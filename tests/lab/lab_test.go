@@ -216,6 +216,7 @@ func TestLab(t *testing.T) {
 		run, err := n1.running()
 		require.NoError(t, err)
 		require.NoError(t, run.signal(syscall.SIGKILL)) // the supervisor: the host itself goes on
+		require.NoError(t, run.waitGone(ctx))
 		require.NoError(t, old[1].signal(syscall.SIGKILL))
 		require.NoError(t, os.WriteFile(n2.runFile(), []byte(`{"pid":1,"start":1,"boot":"x"}`), 0o600)) // a stale note
 		again, err := Up(ctx, cfg)

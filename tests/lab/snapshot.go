@@ -38,7 +38,7 @@ func (h *Host) Snapshots() []string {
 // Snapshot keeps a copy of the host as it is now; one of the same label is replaced. A running host
 // stands still meanwhile, so that the copy is what its disk would be after a power cut.
 func (h *Host) Snapshot(ctx context.Context, label string) error {
-	return h.lab.locked(func() error { return h.lab.snapshot(ctx, []*Host{h}, label) })
+	return h.locked(func(h *Host) error { return h.lab.snapshot(ctx, []*Host{h}, label) })
 }
 
 // Snapshot keeps a copy of every host, all of the same moment.
@@ -102,7 +102,7 @@ func copyTree(ctx context.Context, from, to string) error {
 
 // Restore puts the host back to a snapshot and boots it: as if the power had been cut at that moment.
 func (h *Host) Restore(ctx context.Context, label string) error {
-	return h.lab.locked(func() error { return h.lab.restore(ctx, []*Host{h}, label) })
+	return h.locked(func(h *Host) error { return h.lab.restore(ctx, []*Host{h}, label) })
 }
 
 // Restore puts every host back that the snapshot has, and boots it.

@@ -103,7 +103,12 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 // lock serialises everything that changes a folder, across processes and within one. The file may be
 // removed with its folder by whoever holds the lock; a waiter then finds that it has locked a file that
 // is gone, and starts over.
-func lock(dir string) (unlock func(), err error) {
+func lock(dir string) (unlock func(), err error) { return lockAs(dir, syscall.LOCK_EX) }
+
+// lockShared keeps out whoever changes the folder, and nobody else.
+func lockShared(dir string) (unlock func(), err error) { return lockAs(dir, syscall.LOCK_SH) }
+
+func lockAs(dir string, how int) (unlock func(), err error) {
 	path := filepath.Join(dir, "lock")
 	for {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -116,7 +121,7 @@ func lock(dir string) (unlock func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(f); err != nil {
+		if err := flock(f, how); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("locking %q: %w", path, err)
 		}
@@ -127,9 +132,9 @@ func lock(dir string) (unlock func(), err error) {
 	}
 }
 
-func flock(f *os.File) error {
+func flock(f *os.File, how int) error {
 	for {
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != syscall.EINTR {
+		if err := syscall.Flock(int(f.Fd()), how); err != syscall.EINTR {
 			return err
 		}
 	}

@@ -105,7 +105,7 @@ from ansible import constants as C
 C.DEFAULT_LOCAL_TMP = sys.argv[2]
 from ansible_collections.thinkube.infra.plugins.plugin_utils import agent
 try:
-    with agent._connected(1):
+    with agent._connect(1):
         print("connected")
 except agent.Unavailable as error:
     print(error)`

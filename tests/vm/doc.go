@@ -7,7 +7,7 @@
 // everywhere the same. The kernel is the package that Debian's linux-image-amd64 names, never installed, only unpacked into
 // the cache. QEMU starts its uncompressed vmlinux, with an initramfs made here: a small program of ours as init, the kernel
 // modules that were asked for with what they depend on, busybox, and files of the test. With [Machine.Root] that init then
-// hands over to a real Debian with systemd, whose folders on this machine the guest sees read-only (9p) below what it writes.
+// hands over to a real Debian with systemd, on a disk.
 //
 // A program beside the guest's init runs commands that come over a virtio serial port. What the kernel and init say on the
 // serial console is kept when a test fails.

@@ -82,10 +82,10 @@ func (g *Guest) Read(ctx context.Context, path string) ([]byte, error) {
 	return []byte(got.Stdout), err
 }
 
-// Reboot restarts the guest as its own init does that. What is outside of the disk of Machine.Keep is as it was at first.
+// Reboot restarts the guest as its own init does that. Without Machine.Keep all files are as they were at first.
 func (g *Guest) Reboot(ctx context.Context) error {
 	argv := []string{"reboot", "-f"}
-	if len(g.machine.Root) > 0 {
+	if g.machine.Root != "" {
 		argv = []string{"systemctl", "reboot"}
 	}
 	life := g.life()

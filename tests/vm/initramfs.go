@@ -89,7 +89,7 @@ func makeInitramfs(ctx context.Context, kernel *Kernel, machine Machine, agent s
 	if err != nil {
 		return nil, err
 	}
-	todo := wire.Init{Layers: machine.tags(), Disk: machine.diskDevice()}
+	todo := wire.Init{Root: machine.rootDevice()}
 	for _, each := range modules {
 		name := "/thinkube/modules/" + each.name + ".ko"
 		packed.file(name, 0o644, each.text)
@@ -102,7 +102,7 @@ func makeInitramfs(ctx context.Context, kernel *Kernel, machine Machine, agent s
 	packed.file(wire.InitFile, 0o644, text)
 
 	folder := ""
-	if len(machine.Root) > 0 {
+	if machine.Root != "" {
 		folder = wire.FilesFolder
 	}
 	for _, name := range slices.Sorted(maps.Keys(machine.Files)) {

@@ -31,9 +31,9 @@ import (
 type Machine struct {
 	// Type is QEMU's -machine; default q35.
 	Type string
-	// Args are more of QEMU's options, such as devices. Addresses 1c to 1e of the root bus are taken.
+	// Args are more of QEMU's options, such as devices. Addresses 1d and 1e of the root bus are taken.
 	Args []string
-	// CPUs is the number of processors, default 2; Memory is in MiB, default 512, and 1024 with Root.
+	// CPUs is the number of processors, default 1; Memory is in MiB, default 512.
 	CPUs, Memory int
 	// Cmdline is added to the kernel's command line.
 	Cmdline string
@@ -41,10 +41,9 @@ type Machine struct {
 	Modules []string
 	// Files are put into the guest, by their path there.
 	Files map[string]File
-	// Root are folders of this machine that together, topmost first, are the guest's root, with systemd in it; see Debian.
-	// What the guest writes is its own.
-	Root []string
-	// Keep has what the guest writes outlast a restart of a guest with Root.
+	// Root is a file with an ext4 file system that is the guest's root, with systemd in it; see Debian. It is not changed.
+	Root string
+	// Keep has what the guest writes to its root outlast a restart.
 	Keep bool
 	// Kernel and Initrd are files to boot in place of ours. A guest with an Initrd of its own takes no commands: see
 	// Guest.Wait and Guest.Serial.
@@ -65,33 +64,21 @@ const (
 	busyboxFile = "/usr/bin/busybox"
 	// bootLimit is for a machine that has many other things to do; on an idle one a boot takes 5 to 20 s.
 	bootLimit = 4 * time.Minute
-	diskSize  = 512 << 20
 )
 
 // modules are those that were asked for and those that this package needs.
 func (m Machine) modules() []string {
 	names := []string{"virtio_pci", "virtio_console"}
-	if len(m.Root) > 0 {
-		names = append(names, "9pnet_virtio", "9p", "overlay")
-	}
-	if m.Keep {
+	if m.Root != "" {
 		names = append(names, "virtio_blk", "crc32c_generic", "ext4")
 	}
 	return append(names, m.Modules...)
 }
 
-func (m Machine) tags() []string {
-	var tags []string
-	for i := range m.Root {
-		tags = append(tags, fmt.Sprintf("layer%d", i))
-	}
-	return tags
-}
-
-// diskDevice is the disk of Keep in the guest. The kernel names virtio disks by their order, so a test that adds disks adds
+// rootDevice is the root's disk in the guest. The kernel names virtio disks by their order, so a test that adds disks adds
 // them with an address behind ours, or of another kind.
-func (m Machine) diskDevice() string {
-	if !m.Keep {
+func (m Machine) rootDevice() string {
+	if m.Root == "" {
 		return ""
 	}
 	return "/dev/vda"
@@ -152,7 +139,8 @@ func Need(t testing.TB) {
 	}
 }
 
-// Boot starts a machine and waits until it takes commands. It ends with the test.
+// Boot starts a machine and waits until it takes commands and, with a root, its systemd has started everything; what of that
+// has failed is an error. It ends with the test.
 func Boot(t testing.TB, machine Machine) *Guest {
 	t.Helper()
 	Need(t)
@@ -194,7 +182,7 @@ func prepare(ctx context.Context, machine Machine) (*Guest, error) {
 		}
 	}
 	if machine.Keep {
-		_, err = run(ctx, dir, "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0", "disk", fmt.Sprintf("%dM", diskSize>>20))
+		_, err = run(ctx, "", "cp", "--sparse=always", "--reflink=auto", machine.Root, guest.path("root.img"))
 	}
 	return guest, err
 }
@@ -230,18 +218,12 @@ func either(a, b string) string {
 // args are QEMU's.
 func (g *Guest) args() []string {
 	m := g.machine
-	cpus, memory := max(m.CPUs, 0), m.Memory
-	if cpus == 0 {
-		cpus = 2
-	}
+	cpus, memory := max(m.CPUs, 1), m.Memory
 	if memory == 0 {
 		memory = 512
-		if len(m.Root) > 0 {
-			memory = 1024
-		}
 	}
 	// A panic ends QEMU, for its restart does. The rest makes an emulated machine faster, or the log shorter.
-	cmdline := "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on net.ifnames=0 audit=0 apparmor=0 systemd.show_status=no"
+	cmdline := "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on net.ifnames=0 audit=0 apparmor=0 selinux=0 systemd.show_status=no"
 	args := []string{
 		"-accel", "tcg,thread=multi", "-machine", either(m.Type, "q35"), "-cpu", "max", "-m", fmt.Sprint(memory), "-smp", fmt.Sprint(cpus),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -255,19 +237,32 @@ func (g *Guest) args() []string {
 		args = append(args, "-device", "virtio-serial-pci,addr=1e.0", "-chardev", "socket,id=agent,server=on,wait=off,path="+g.path("agent.sock"),
 			"-device", "virtserialport,chardev=agent,name="+wire.Port)
 	}
-	for i, folder := range m.Root {
-		tag := m.tags()[i]
-		args = append(args, "-fsdev", fmt.Sprintf("local,id=%s,security_model=passthrough,readonly=on,multidevs=remap,path=%s", tag, folder),
-			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s,addr=1d.%d,multifunction=on", tag, tag, i))
-	}
-	if m.Keep {
-		args = append(args, "-drive", "if=none,id=keep,format=raw,file="+g.path("disk"), "-device", "virtio-blk-pci,drive=keep,addr=1c.0")
+	if m.Root != "" {
+		drive := "snapshot=on,file=" + m.Root
+		if m.Keep {
+			drive = "file=" + g.path("root.img")
+		}
+		args = append(args, "-drive", "if=none,id=root,format=raw,"+drive, "-device", "virtio-blk-pci,drive=root,addr=1d.0")
 	}
 	return args
 }
 
+// systemdIsDone waits for what a boot starts. systemctl can wait only once systemd listens.
+const systemdIsDone = `until [ -S /run/systemd/private ]; do sleep 0.2; done
+systemctl is-system-running --wait || { systemctl --failed --plain --no-legend; exit 1; }`
+
 // start boots the machine, once more if it was booted before.
 func (g *Guest) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	err := g.launch(ctx)
+	if err == nil && g.machine.Root != "" && g.machine.Initrd == "" {
+		_, err = g.Sh(ctx, systemdIsDone)
+	}
+	return err
+}
+
+func (g *Guest) launch(ctx context.Context) error {
 	g.lock.Lock()
 	defer g.lock.Unlock()
 	for _, name := range []string{"qmp", "agent.sock"} {
@@ -280,8 +275,6 @@ func (g *Guest) start(ctx context.Context) error {
 		return err
 	}
 	g.qemu = life
-	ctx, cancel := context.WithTimeout(ctx, bootLimit)
-	defer cancel()
 	ready := life.expect(wire.Ready)
 	if g.machine.Initrd == "" {
 		port, err := life.dial(ctx, g.path("agent.sock"))

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,9 +22,10 @@ import (
 //go:embed root.sh
 var recipe []byte
 
-// Debian gives the folders of a Debian with systemd, udev, networkd, sshd and Python, for Machine.Root: the lab's base image
-// and a layer on it. Both are made once and cached. It needs root, as all does that has to do with other users' files.
-func Debian(t testing.TB) []string {
+// Debian gives the disk of a Debian with systemd, udev, networkd, sshd and Python, for Machine.Root: the lab's base image
+// with what a machine needs beside. It is made once and cached (some 20 s, and the lab's image before that). Making it
+// needs root, since a Debian has files of many users.
+func Debian(t testing.TB) string {
 	t.Helper()
 	Need(t)
 	if os.Geteuid() != 0 {
@@ -34,42 +34,35 @@ func Debian(t testing.TB) []string {
 		}
 		t.Skip("needs root: makes a Debian")
 	}
-	folders, err := debian(t.Context())
+	disk, err := debian(t.Context())
 	require.NoError(t, err)
-	return folders
+	return disk
 }
 
-func debian(ctx context.Context) ([]string, error) {
+func debian(ctx context.Context) (string, error) {
 	base, err := lab.BaseImage(ctx, os.Stderr)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	made, err := layer(ctx, "root", recipe, base)
-	return []string{made, base}, err
-}
-
-// layer gives the folder of a layer that a recipe makes from its arguments: a script, which gets a folder for it as its last
-// one. It is made once and cached; another recipe, or other arguments, make another.
-func layer(ctx context.Context, name string, recipe []byte, args ...string) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(slices.Concat(recipe, []byte(strings.Join(args, "\x00"))))
-	made := filepath.Join(cache, name+"-"+hex.EncodeToString(sum[:6]))
-	err = locked(cache, name, func() error {
+	sum := sha256.Sum256(slices.Concat(recipe, []byte(base)))
+	made := filepath.Join(cache, "root-"+hex.EncodeToString(sum[:6])+".img")
+	err = locked(cache, "root", func() error {
 		if _, err := os.Stat(made); err == nil {
 			return nil
 		}
-		return makeLayer(ctx, cache, name, recipe, args, made)
+		return makeDisk(ctx, cache, base, made)
 	})
-	return filepath.Join(made, "layer"), err
+	return made, err
 }
 
-// makeLayer makes the layer, which has its name only when it is complete, and removes older ones.
-func makeLayer(ctx context.Context, cache, name string, recipe []byte, args []string, made string) error {
-	fresh, script := filepath.Join(cache, "."+name), filepath.Join(cache, name+".sh")
-	old, err := filepath.Glob(filepath.Join(cache, name+"-*"))
+// makeDisk makes the disk, which has its name only when it is complete, and removes older ones.
+func makeDisk(ctx context.Context, cache, base, made string) error {
+	fresh, script := filepath.Join(cache, ".root"), filepath.Join(cache, "root.sh")
+	old, err := filepath.Glob(filepath.Join(cache, "root-*"))
 	for _, each := range append(old, fresh) {
 		err = errors.Join(err, os.RemoveAll(each))
 	}
@@ -77,9 +70,12 @@ func makeLayer(ctx context.Context, cache, name string, recipe []byte, args []st
 	if err != nil {
 		return err
 	}
-	_, err = run(ctx, "", "unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child", "sh", script}, append(args, fresh)...)...)
-	if err != nil {
-		return fmt.Errorf("making the layer %q: %w", name, errors.Join(err, os.RemoveAll(fresh)))
+	_, err = run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", script, base, fresh)
+	if err == nil {
+		err = os.Rename(filepath.Join(fresh, "disk"), made)
 	}
-	return os.Rename(fresh, made)
+	if err != nil {
+		err = fmt.Errorf("making a root for guests: %w", err)
+	}
+	return errors.Join(err, os.RemoveAll(fresh), os.Remove(script))
 }

@@ -65,6 +65,10 @@ type resumed struct {
 	Warnings     []string      `json:"warnings"`
 	Deprecations []Deprecation `json:"deprecations"`
 	Until        time.Time     `json:"until"`
+
+	// Hidden are the secrets that earlier passes found. The state before is told only in the end, by a pass that may not
+	// find them any more.
+	Hidden []string `json:"hidden,omitempty"`
 }
 
 // newExchange takes the controller's key for this task, 32 bytes in base64.
@@ -204,7 +208,7 @@ func (e *exchange) unseal(sealed string) ([]byte, error) {
 // pauseAnswer is the line that asks the controller; what was done so far travels sealed. It is not masked as a result is:
 // the masker could damage what the controller must read, and a request holds no secrets.
 func (t *Task) pauseAnswer(asked *pause) ([]byte, error) {
-	text, err := json.Marshal(resumed{t.before, t.done, t.warnings, t.deprecations, t.until})
+	text, err := json.Marshal(resumed{t.before, t.done, t.warnings, t.deprecations, t.until, t.mask.secrets()})
 	if err != nil {
 		return nil, err
 	}
@@ -234,6 +238,7 @@ func (t *Task) resume(sealed string) error {
 	if err == nil {
 		t.before, t.done, t.until = was.Before, was.Done, was.Until
 		t.warnings, t.deprecations = was.Warnings, was.Deprecations
+		t.mask.Add(was.Hidden...)
 	}
 
 	return err

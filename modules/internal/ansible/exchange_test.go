@@ -122,6 +122,28 @@ func TestWarningsSurviveAQuestion(t *testing.T) {
 	assert.Len(t, result["deprecations"], 1)
 }
 
+// A secret that only the first pass saw, as in a file that is gone afterwards, stays hidden in what is told of before.
+func TestHiddenStaysHiddenAfterAQuestion(t *testing.T) {
+	const found = "passphrase found on the host"
+
+	c := &controller{world: &toyWorld{items: []string{"x, with " + found}}, other: &toyWorld{}}
+	c.world.open = func(task *Task, _ toyArgs) error {
+		if c.passes == 1 {
+			task.Hide(NewSecret(found))
+			task.Warn("seen: %s", found)
+		}
+
+		return nil
+	}
+
+	result := c.run(t, with(items("a"), "from", "n2"))
+	assert.NotContains(t, result, "failed", "%v", result["msg"])
+	assert.Equal(t, 2, c.passes)
+	assert.Equal(t, map[string]any{"items": lines("x, with ********")}, result["diff"].(map[string]any)["before"])
+	assert.Equal(t, lines("seen: ********"), result["warnings"])
+	assert.NotContains(t, c.seen.String(), found)
+}
+
 // The time limit is the task's, not that of each pass.
 func TestTimeLimitHoldsOverAQuestion(t *testing.T) {
 	c := &controller{world: &toyWorld{}, other: &toyWorld{}}

@@ -104,6 +104,14 @@ func (m *Masker) add(secret string) {
 	}
 }
 
+// secrets are all that were made known, in order.
+func (m *Masker) secrets() []string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+
+	return slices.Sorted(maps.Keys(m.known))
+}
+
 // forms lists how a secret may be written.
 func forms(secret string) []needle {
 	text := validText(secret)

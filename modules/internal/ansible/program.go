@@ -25,6 +25,8 @@ type envelope struct {
 	Answers map[string]answerMsg `json:"answers"`
 	Resume  string               `json:"resume"`
 
+	Connection string `json:"connection"` // the connection plugin's name
+
 	Peer    string          `json:"peer"`    // in mode "peer": the function to call
 	Request json.RawMessage `json:"request"` // and what to call it with
 
@@ -283,7 +285,7 @@ func execute(ctx context.Context, runners []Runner, env envelope) []byte {
 	}
 
 	task := newTask(env.Module, env.Args)
-	task.exchange = exchange
+	task.exchange, task.connection = exchange, env.Connection
 
 	err = task.resume(env.Resume)
 	if err != nil {

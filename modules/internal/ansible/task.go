@@ -34,8 +34,12 @@ type Task struct {
 	until   time.Time // when the task's time is over, kept over pauses
 	step    string    // line of the step that is being done
 
-	exchange *exchange // nil where no other host can be asked
+	exchange   *exchange // nil where no other host can be asked
+	connection string
 }
+
+// Connection is the name of Ansible's connection plugin, for example "ssh" or "local"; empty where nothing is known of it.
+func (t *Task) Connection() string { return t.connection }
 
 // newTask takes what the `_ansible_*` keys say; those it does not know are ignored, as later cores add some.
 func newTask(name string, raw map[string]any) *Task {

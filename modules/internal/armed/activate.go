@@ -19,10 +19,14 @@ import (
 	"github.com/thinkube/infra/modules/internal/netstate"
 )
 
-// command runs a manager's program; the error has what it said.
+// command runs a manager's program for as long as the context has, or the usual time; the error has what it said.
 func command(ctx context.Context, name string, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
-	defer cancel()
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+
+		ctx, cancel = context.WithTimeout(ctx, settleLimit)
+		defer cancel()
+	}
 
 	run := exec.CommandContext(ctx, name, args...)
 	run.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
@@ -75,7 +79,7 @@ func activate(ctx context.Context, manager Manager, limit time.Duration) error {
 	case netconfig.Networkd:
 		return activateNetworkd(ctx, manager)
 	case netconfig.NetworkManager:
-		return activateProfiles(ctx, manager)
+		return activateProfiles(ctx, manager, limit)
 	case netconfig.Ifupdown:
 		return noteUp(manager.Up)
 	}
@@ -161,12 +165,19 @@ func networkdWaits(expect map[string]string) (stuck string, busy bool, waits str
 	return "", false, "", nil
 }
 
-func activateProfiles(ctx context.Context, manager Manager) error {
+// profileWait is how long NetworkManager gets to activate a profile, in the time that settleTime gives it.
+func profileWait(limit time.Duration) string {
+	const spare = 5 * time.Second // for its answer, and the next profile
+
+	return strconv.Itoa(int((limit - spare) / time.Second))
+}
+
+func activateProfiles(ctx context.Context, manager Manager, limit time.Duration) error {
 	err := command(ctx, "nmcli", "connection", "reload")
 
 	for _, profile := range manager.Profiles {
 		if err == nil {
-			err = command(ctx, "nmcli", "--wait", "15", "connection", "up", profile)
+			err = command(ctx, "nmcli", "--wait", profileWait(limit), "connection", "up", profile)
 		}
 	}
 

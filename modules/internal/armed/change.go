@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,7 +52,7 @@ func (s Store) Apply(ctx context.Context) error {
 
 	faultPoint("kernel")
 
-	err = activate(ctx, change.New, settleLimit)
+	err = activate(ctx, change.New, settleTime(change.After))
 	if err != nil {
 		return err
 	}
@@ -128,10 +129,21 @@ func Static(target netstate.Target) netstate.Target {
 	return static
 }
 
+// settleTime is settleLimit, and what a spanning tree takes on top of that: its ports listen and learn first, each for the
+// forward delay (IEEE 802.1D, 8.4), and until one of them forwards the bridge has no carrier, and no DHCP server.
+func settleTime(target netstate.Target) time.Duration {
+	bridge := target.Link(target.Bridge)
+	if bridge == nil || bridge.Bridge == nil || !bridge.Bridge.STP {
+		return settleLimit
+	}
+
+	return settleLimit + 2*time.Duration(bridge.Bridge.ForwardDelay)*10*time.Millisecond
+}
+
 // settleKernel puts right what the manager took away because no file has it, waits for what a DHCP server gives, and
 // leaves no doubt: the target must be reached twice in a row.
 func settleKernel(ctx context.Context, target netstate.Target, manager Manager) error {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	ctx, cancel := context.WithTimeout(ctx, settleTime(target))
 	defer cancel()
 
 	static := Static(target)
@@ -206,7 +218,14 @@ const restoreTries = 3
 
 // Restore undoes a change: files, kernel, manager. The reason is kept for whoever asks.
 func (s Store) Restore(ctx context.Context, id, reason string) error {
+	// Undoing has no deadline but its own, and no interrupt.
+	ctx = context.WithoutCancel(ctx)
+
+	_ = os.Remove(s.reserve())
+
 	change, err := s.turn(id, unfinished, Restoring, func(change *Change) {
+		change.Failed = ""
+
 		if change.Reason == "" {
 			change.Reason = reason
 		}
@@ -216,48 +235,81 @@ func (s Store) Restore(ctx context.Context, id, reason string) error {
 	}
 
 	if err != nil {
-		return err
+		return errors.Join(errUnsaid, err, s.restoreUnsaid(ctx, id))
 	}
 
 	faultPoint("restoring")
 
-	// Undoing has no deadline but its own, and no interrupt.
-	ctx = context.WithoutCancel(ctx)
-
-	for try := 1; ; try++ {
-		err = restore(ctx, change)
-		if err == nil || try == restoreTries {
-			break
-		}
-	}
+	err = restoreAgain(ctx, change)
 
 	faultPoint("restored")
 
-	_, turned := s.turn(id, []Phase{Restoring}, RolledBack, func(change *Change) {
-		if err != nil {
-			change.Failed = err.Error()
+	return s.restored(id, err)
+}
+
+// restored writes down how undoing ended. What could not be undone keeps everything that another try needs.
+func (s Store) restored(id string, failed error) error {
+	to := RolledBack
+	if failed != nil {
+		to = Stuck
+	}
+
+	_, err := s.turn(id, []Phase{Restoring}, to, func(change *Change) {
+		if failed != nil {
+			change.Failed = failed.Error()
 		}
 	})
 
-	if err == nil && turned == nil {
+	if failed == nil && err == nil {
 		disableUnit()
 
 		_ = os.Remove(s.Program())
 	}
 
-	return errors.Join(err, turned)
+	return errors.Join(failed, err)
+}
+
+// errUnsaid tells that the disk takes no word of a change's being undone.
+var errUnsaid = errors.New("writing down that the change is undone")
+
+// restoreUnsaid undoes a change on a host whose disk takes no word of it, being full or read-only: the network matters
+// more. Nobody else decides meanwhile, since the file still says what it said before.
+func (s Store) restoreUnsaid(ctx context.Context, id string) error {
+	return s.locked(func() error {
+		change, err := s.Load()
+		if err != nil || change == nil || change.ID != id || !slices.Contains(unfinished, change.Phase) {
+			return err
+		}
+
+		return restoreAgain(ctx, change)
+	})
+}
+
+func restoreAgain(ctx context.Context, change *Change) error {
+	for try := 1; ; try++ {
+		err := restore(ctx, change)
+		if err == nil || try == restoreTries {
+			return err
+		}
+
+		time.Sleep(time.Second)
+	}
 }
 
 func restore(ctx context.Context, change *Change) error {
-	errs := []error{writeFiles(change.Files, false)}
+	err := writeFiles(change.Files, false)
+	if err != nil {
+		// The manager is not told: it would take the files of the change.
+		return errors.Join(err, netstate.Execute(ctx, change.Before))
+	}
 
 	announce(ctx, change.Before, change.Old)
 
-	errs = append(errs, netstate.Execute(ctx, change.Before))
+	errs := []error{netstate.Execute(ctx, change.Before)}
 
 	faultPoint("restored-kernel")
 
-	errs = append(errs, activate(ctx, change.Old, settleLimit))
+	errs = append(errs, activate(ctx, change.Old, settleTime(change.Before)))
 
 	faultPoint("restored-manager")
 
@@ -274,7 +326,7 @@ func restore(ctx context.Context, change *Change) error {
 
 	// What counts is how it ended: a manager's refusal half-way is no matter when everything is as it was.
 	current, err := netstate.Read()
-	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 && errs[0] == nil {
+	if err == nil && len(netstate.Ops(current, Static(change.Before))) == 0 {
 		return nil
 	}
 
@@ -284,15 +336,19 @@ func restore(ctx context.Context, change *Change) error {
 // Boot runs before the network when the host starts: an open change is undone, which now is a matter of files.
 func (s Store) Boot(ctx context.Context) error {
 	change, err := s.Load()
-	if err != nil || change == nil {
+	if err != nil {
+		return err // what cannot be read may have to be undone: at the next start again
+	}
+
+	if change == nil {
 		disableUnit()
 
-		return err
+		return nil
 	}
 
 	switch {
 	case change.Phase == Confirmed:
-		return s.finish(change.ID)
+		return s.Finish(change.ID)
 	case !change.Phase.Open():
 		// Cut off before anything began, or after all was over.
 		disableUnit()
@@ -304,16 +360,21 @@ func (s Store) Boot(ctx context.Context) error {
 		return nil
 	}
 
-	change, err = s.turn(change.ID, unfinished, Restoring, func(change *Change) {
+	_ = os.Remove(s.reserve())
+
+	// A disk that takes no word of it may still take the files.
+	_, said := s.turn(change.ID, unfinished, Restoring, func(change *Change) {
+		change.Failed = ""
+
 		if change.Reason == "" {
 			change.Reason = "the host was restarted before the change was confirmed"
 		}
 	})
-	if err != nil {
-		return err
+	if errors.Is(said, ErrOutrun) {
+		return said
 	}
 
-	err = writeFiles(change.Files, false)
+	err = errors.Join(said, writeFiles(change.Files, false))
 	if change.Resolv != nil {
 		err = errors.Join(err, writeFile(change.Resolv.Path, change.Resolv))
 	}
@@ -327,13 +388,7 @@ func (s Store) Boot(ctx context.Context) error {
 		err = command(ctx, "netplan", "generate")
 	}
 
-	_, turned := s.turn(change.ID, []Phase{Restoring}, RolledBack, nil)
-
-	disableUnit()
-
-	_ = os.Remove(s.Program())
-
-	return errors.Join(err, turned)
+	return s.restored(change.ID, err)
 }
 
 // Confirm makes an applied change stay. After it has returned, nothing undoes the change any more.
@@ -345,11 +400,11 @@ func (s Store) Confirm(id string) error {
 
 	faultPoint("confirmed")
 
-	return s.finish(id)
+	return s.Finish(id)
 }
 
-// finish does what is left of a confirmed change: the record, and tidying. It can be cut anywhere and done again.
-func (s Store) finish(id string) error {
+// Finish does what is left of a confirmed change: the record, and tidying. It can be cut anywhere and done again.
+func (s Store) Finish(id string) error {
 	err := s.locked(func() error {
 		change, err := s.Load()
 		if err != nil || change == nil || change.ID != id || change.Phase != Confirmed {
@@ -380,21 +435,27 @@ func (s Store) finish(id string) error {
 }
 
 // Undo undoes an open change at once, by its guard or, where none is left, by itself, and is back when that is done.
+// ErrOutrun tells that there was nothing to undo any more: it was confirmed, or is gone.
 func (s Store) Undo(ctx context.Context, id, reason string) error {
-	if !s.Guarded() {
-		return s.Restore(ctx, id, reason)
+	guarded, err := s.Guarded()
+	if err != nil {
+		return err
 	}
 
-	_, err := s.turn(id, unfinished, Restoring, func(change *Change) { change.Reason = reason })
-	if errors.Is(err, ErrOutrun) {
-		return nil
+	if !guarded {
+		return s.undoHere(ctx, id, reason)
 	}
 
+	_, err = s.turn(id, unfinished, Restoring, func(change *Change) { change.Reason = reason })
 	if err != nil {
 		return err
 	}
 
 	change, err := s.Await(ctx, id)
+	if errors.Is(err, ErrUnguarded) {
+		return s.undoHere(ctx, id, reason)
+	}
+
 	if err == nil && change.Failed != "" {
 		return errors.New(change.Failed)
 	}
@@ -402,8 +463,29 @@ func (s Store) Undo(ctx context.Context, id, reason string) error {
 	return err
 }
 
-// Await waits until the change waits for its confirmation, or was undone. ErrOutrun tells that it is done with: confirmed,
-// or so that nobody has to.
+// undoHere is Restore for somebody who must know whether it was undone.
+func (s Store) undoHere(ctx context.Context, id, reason string) error {
+	err := s.Restore(ctx, id, reason)
+	if err != nil {
+		return err
+	}
+
+	change, err := s.Load()
+	if err == nil && (change == nil || change.ID != id || change.Phase != RolledBack) {
+		err = ErrOutrun
+	}
+
+	return err
+}
+
+// ErrUnguarded tells that nobody is at work on a change that is not done.
+var ErrUnguarded = errors.New("nobody is at work on the change any more")
+
+// comeBack is how long a guard that was killed may take to be there again.
+const comeBack = 3 * time.Second
+
+// Await waits until the change waits for its confirmation, was undone, or could not be. ErrOutrun tells that it is done
+// with: confirmed, or so that nobody has to.
 func (s Store) Await(ctx context.Context, id string) (*Change, error) {
 	watch, err := watchFolder(s.Dir)
 	if err != nil {
@@ -411,6 +493,8 @@ func (s Store) Await(ctx context.Context, id string) (*Change, error) {
 	}
 
 	defer watch.close()
+
+	seen := time.Now() // the guard
 
 	for {
 		change, err := s.Load()
@@ -424,7 +508,7 @@ func (s Store) Await(ctx context.Context, id string) (*Change, error) {
 
 		if change.Phase == Confirmed {
 			// Whoever confirmed it is tidying up, or was cut off there.
-			err = s.finish(id)
+			err = s.Finish(id)
 			if err != nil {
 				return nil, err
 			}
@@ -432,12 +516,19 @@ func (s Store) Await(ctx context.Context, id string) (*Change, error) {
 			return nil, ErrOutrun
 		}
 
-		if change.Phase == Applied && change.Timeout > 0 || !change.Phase.Open() {
+		if change.Phase == Applied && change.Timeout > 0 || !change.Phase.moving() {
 			return change, nil
 		}
 
-		if ctx.Err() != nil {
-			return change, ctx.Err()
+		guarded, err := s.Guarded()
+		if err != nil || ctx.Err() != nil {
+			return change, errors.Join(err, ctx.Err())
+		}
+
+		if guarded {
+			seen = time.Now()
+		} else if time.Since(seen) > comeBack {
+			return change, ErrUnguarded
 		}
 
 		watch.wait(ctx, time.Second)

@@ -12,8 +12,8 @@ import (
 )
 
 // faultFile says where to fail and how, in a line each: "POINT kill" kills this process, "POINT guard" the guard and this
-// one, "POINT stop" stands still until somebody cuts the power, "POINT pause" for a while. A line is used up by that; what
-// was reached is told in a file beside it. It exists only in programs built for tests.
+// one, "POINT stop" stands still until somebody cuts the power, "POINT pause" for a while, and "POINT pass" not at all. A line
+// is used up by that; what was reached is told in a file beside it. It exists only in programs built for tests.
 const faultFile = "/run/thinkube-fault"
 
 func faultPoint(point string) {
@@ -43,6 +43,8 @@ func faultPoint(point string) {
 	_ = os.WriteFile(faultFile+"."+point, nil, 0o600)
 
 	switch how {
+	case "pass":
+		return
 	case "pause":
 		time.Sleep(3 * time.Second)
 

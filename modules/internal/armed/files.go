@@ -8,7 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/thinkube/infra/modules/internal/netconfig"
 )
@@ -46,9 +47,8 @@ func writeFile(path string, file *netconfig.File) error {
 			return err
 		}
 
-		folder := filepath.Dir(path)
-		if strings.HasPrefix(filepath.Base(folder), "10-netplan-") {
-			_ = os.Remove(folder) // of drop-ins for what netplan generates; stays when it has others
+		if netconfig.HasOwnFolder(path) {
+			_ = os.Remove(filepath.Dir(path)) // stays when it has others
 		}
 
 		err = syncFolder(filepath.Dir(path))
@@ -153,5 +153,25 @@ func (s Store) keepProgram() error {
 		return err
 	}
 
-	return replaceFile(s.Program(), content, 0o700, -1, -1)
+	err = replaceFile(s.Program(), content, 0o700, -1, -1)
+	if err != nil {
+		return err
+	}
+
+	return s.runs()
+}
+
+// runs tells whether the kept program can be started at all, before anything depends on that.
+func (s Store) runs() error {
+	err := unix.Access(s.Program(), unix.X_OK)
+	if err == nil {
+		return nil
+	}
+
+	var folder unix.Statfs_t
+	if unix.Statfs(s.Dir, &folder) == nil && folder.Flags&unix.ST_NOEXEC != 0 {
+		return fmt.Errorf("no program can be started in %q: its file system is mounted noexec; have it mounted without", s.Dir)
+	}
+
+	return fmt.Errorf("starting %q: %w", s.Program(), err)
 }

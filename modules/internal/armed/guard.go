@@ -4,12 +4,16 @@ package armed
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,7 +21,7 @@ import (
 )
 
 // unfinished are the phases that undoing starts from.
-var unfinished = []Phase{Armed, Applying, Applied, Restoring}
+var unfinished = []Phase{Armed, Applying, Applied, Restoring, Stuck}
 
 // guardUnit is the transient unit that the guard runs in.
 const guardUnit = "thinkube-net-bridge.service"
@@ -31,6 +35,14 @@ func (s Store) Arm(ctx context.Context, id string) error {
 	err := s.keepProgram()
 	if err != nil {
 		return fmt.Errorf("keeping the program: %w", err)
+	}
+
+	noise := make([]byte, reserved)
+	_, _ = rand.Read(noise) // never fails, says crypto/rand
+
+	err = replaceFile(s.reserve(), noise, 0o600, -1, -1)
+	if err != nil {
+		return fmt.Errorf("reserving room for undoing the change: %w", err)
 	}
 
 	err = s.enableUnit()
@@ -55,15 +67,20 @@ func (s Store) Arm(ctx context.Context, id string) error {
 	faultPoint("armed")
 
 	err = s.startGuard(ctx)
-	if err != nil {
-		// Nothing has changed yet, and nothing will.
-		_, turned := s.turn(id, []Phase{Armed}, Staged, nil)
-		disableUnit()
-
-		return errors.Join(err, turned)
+	if err == nil {
+		return nil
 	}
 
-	return nil
+	_, turned := s.turn(id, []Phase{Armed}, Staged, nil)
+
+	switch {
+	case errors.Is(turned, ErrOutrun):
+		return nil // there is a guard after all, and it is at work
+	case turned == nil:
+		disableUnit() // nothing has changed yet, and nothing will
+	}
+
+	return errors.Join(err, turned)
 }
 
 func (s Store) startGuard(ctx context.Context) error {
@@ -76,6 +93,7 @@ func (s Store) startGuard(ctx context.Context) error {
 		run := exec.CommandContext(ctx, "systemd-run", append([]string{
 			"--quiet", "--collect", "--unit=" + guardUnit, "--description=Undo a change of the network unless it is confirmed",
 			"--property=Restart=on-failure", "--property=RestartSec=50ms", "--property=StartLimitIntervalSec=0",
+			"--property=TimeoutStopSec=5min", // told to stop, it undoes the change first
 			"--property=OOMScoreAdjust=-900", "--property=SendSIGHUP=no", "--",
 		}, argv...)...)
 
@@ -90,15 +108,18 @@ func (s Store) startGuard(ctx context.Context) error {
 		}
 	}
 
-	for !s.Guarded() {
+	for {
+		guarded, err := s.Guarded()
+		if guarded || err != nil {
+			return err
+		}
+
 		select {
 		case <-ctx.Done():
 			return errors.New("the guard was started and does not run")
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-
-	return nil
 }
 
 // detach starts the guard in a session of its own, so that the end of ours does not end it.
@@ -122,40 +143,101 @@ func (s Store) detach(argv []string) error {
 	return guard.Process.Release()
 }
 
-func (s Store) guardLock() (*os.File, error) {
-	return os.OpenFile(filepath.Join(s.Dir, "guard.lock"), os.O_CREATE|os.O_RDWR, 0o600)
-}
+func (s Store) guardLock() string { return filepath.Join(s.Dir, "guard.lock") }
+
+// The lock is one that can be looked at without being taken (fcntl_locking(2), open file description locks): who asks
+// must not be in the way of a guard that starts in that moment.
+func guardsLock() unix.Flock_t { return unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart} }
 
 // Guarded tells whether a guard runs: it holds a lock that its death gives back.
-func (s Store) Guarded() bool {
-	if _, err := os.Stat(filepath.Join(s.Dir, "guard.lock")); err != nil {
-		return false
+func (s Store) Guarded() (bool, error) {
+	file, err := os.OpenFile(s.guardLock(), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
 
-	lock, err := s.guardLock()
 	if err != nil {
-		return false
+		return false, fmt.Errorf("looking for the guard: %w", err)
 	}
 
-	defer func() { _ = lock.Close() }()
+	defer func() { _ = file.Close() }()
 
-	return errors.Is(flock(lock, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	lock := guardsLock()
+
+	err = unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &lock)
+	if err != nil {
+		return false, fmt.Errorf("looking for the guard: %w", err)
+	}
+
+	return lock.Type != unix.F_UNLCK, nil
 }
 
-// Guard is the process that lives from before the change until it is confirmed or undone.
+// Guard is the process that lives from before the change until it is confirmed or undone. When it is told to end earlier,
+// it undoes the change first, unless the host goes down: then the unit for its next start does that.
 func (s Store) Guard(ctx context.Context) error {
-	lock, err := s.guardLock()
+	file, err := os.OpenFile(s.guardLock(), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 
-	defer func() { _ = lock.Close() }()
+	defer func() { _ = file.Close() }()
 
-	err = flock(lock, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	lock := guardsLock()
+
+	err = unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return nil // there is one
 	}
 
+	if err == nil {
+		err = s.guard(ctx)
+	}
+
+	if ctx.Err() != nil && err == nil {
+		err = s.stopped(ctx)
+	}
+
+	// What failed at once would fail again at once.
+	switch {
+	case errors.Is(err, errUnsaid):
+		time.Sleep(30 * time.Second)
+	case err != nil:
+		time.Sleep(time.Second)
+	}
+
+	return err
+}
+
+// stopped undoes a change whose guard was told to end.
+func (s Store) stopped(ctx context.Context) error {
+	change, err := s.Load()
+	if err != nil || change == nil || !change.Phase.moving() {
+		return err
+	}
+
+	if goesDown(ctx) {
+		return nil
+	}
+
+	return s.Restore(ctx, change.ID, "the guard was told to stop before the change was confirmed")
+}
+
+// goesDown tells whether the host is being shut down.
+func goesDown(ctx context.Context) bool {
+	if !bySystemd() {
+		return false
+	}
+
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+
+	out, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output() // its exit code says the same
+
+	return strings.TrimSpace(string(out)) == "stopping"
+}
+
+// guard goes on from wherever the change is.
+func (s Store) guard(ctx context.Context) error {
 	change, err := s.Load()
 	if err != nil || change == nil {
 		return err
@@ -175,7 +257,7 @@ func (s Store) Guard(ctx context.Context) error {
 	case Applied:
 		return s.awaitConfirm(ctx, change)
 	case Confirmed:
-		return s.finish(change.ID)
+		return s.Finish(change.ID)
 	}
 
 	return nil
@@ -185,7 +267,7 @@ func (s Store) Guard(ctx context.Context) error {
 func (s Store) guardChange(ctx context.Context, change *Change) error {
 	select {
 	case <-ctx.Done():
-		return nil
+		return nil // stopped goes on
 	case <-time.After(headStart):
 	}
 
@@ -201,7 +283,7 @@ func (s Store) guardChange(ctx context.Context, change *Change) error {
 	err = s.runApplier(ctx, change)
 
 	if ctx.Err() != nil {
-		return nil // the host goes down; the unit for its next start takes over
+		return nil // stopped goes on
 	}
 
 	now, loadErr := s.Load()
@@ -237,14 +319,14 @@ func (s Store) settle(ctx context.Context) error {
 				return err
 			}
 
-			return s.finish(change.ID)
+			return s.Finish(change.ID)
 		}
 
 		return s.awaitConfirm(ctx, change)
 	case Restoring:
 		return s.Restore(ctx, change.ID, change.Reason)
 	case Confirmed:
-		return s.finish(change.ID)
+		return s.Finish(change.ID)
 	}
 
 	return nil
@@ -323,7 +405,7 @@ func (s Store) awaitConfirm(ctx context.Context, change *Change) error {
 		watch.wait(ctx, left)
 
 		if ctx.Err() != nil {
-			return nil // the host goes down; the unit for its next start takes over
+			return nil // stopped goes on
 		}
 	}
 }

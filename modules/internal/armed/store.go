@@ -7,6 +7,7 @@
 //
 //	staged -> armed -> applying -> applied -> confirmed -> (gone)
 //	             \________\___________\____-> restoring -> rolled_back
+//	                                              \-----> stuck -> restoring
 //
 // It is on the disk, with everything that was there before, before anything is touched. From "armed" on a guard runs: a
 // process of its own, outside the session that asked for the change. The guard starts the applier, a second process, and
@@ -47,11 +48,15 @@ const (
 	Applied    Phase = "applied"     // all done, and waits to be confirmed
 	Confirmed  Phase = "confirmed"   // it stays; only tidying is left
 	Restoring  Phase = "restoring"   // being undone
+	Stuck      Phase = "stuck"       // undoing failed; kept with all that was there, for another try
 	RolledBack Phase = "rolled_back" // undone; kept to tell why
 )
 
 // Open tells of phases in which the host is neither in the old nor surely in the new state.
-func (p Phase) Open() bool {
+func (p Phase) Open() bool { return p.moving() || p == Stuck }
+
+// moving tells of phases in which somebody is at work, or should be.
+func (p Phase) moving() bool {
 	return p == Armed || p == Applying || p == Applied || p == Restoring
 }
 
@@ -100,6 +105,13 @@ type Manager struct {
 type Store struct{ Dir string }
 
 func (s Store) path() string { return filepath.Join(s.Dir, "armed.json") }
+
+// reserve is room on the disk that is given back before undoing: a disk that has become full must not stop it.
+func (s Store) reserve() string { return filepath.Join(s.Dir, "reserve") }
+
+// reserved is more than the files of a change need, in bytes. They are random: a file system that compresses would keep no
+// room for zeros.
+const reserved = 512 << 10
 
 // Program is where the program is kept for as long as somebody may have to start it.
 func (s Store) Program() string { return filepath.Join(s.Dir, "program") }
@@ -236,11 +248,11 @@ func (s Store) Stage(change *Change) error {
 	})
 }
 
-// Forget removes what is left of a change that is over, or was only staged.
+// Forget removes what is left of a change that was undone, or was only staged. Others are left alone.
 func (s Store) Forget(id string) error {
 	err := s.locked(func() error {
 		have, err := s.Load()
-		if err != nil || have == nil || have.ID != id || have.Phase.Open() {
+		if err != nil || have == nil || have.ID != id || have.Phase.Open() || have.Phase == Confirmed {
 			return err
 		}
 
@@ -263,6 +275,7 @@ func (s Store) tidy() {
 	_ = os.Remove(s.Program())
 	_ = os.Remove(filepath.Join(s.Dir, "guard.lock"))
 	_ = os.Remove(filepath.Join(s.Dir, "log"))
+	_ = os.Remove(s.reserve())
 	_ = os.Remove(s.Dir)
 	_ = os.Remove(filepath.Dir(s.Dir))
 }

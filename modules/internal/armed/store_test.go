@@ -5,6 +5,7 @@ package armed
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinkube/infra/modules/internal/netconfig"
 	"github.com/thinkube/infra/modules/internal/netstate"
@@ -80,8 +82,8 @@ func TestConfirmedChangeLeavesItsRecord(t *testing.T) {
 
 	_, err := store.turn("one", []Phase{Staged}, Confirmed, nil) // and cut off here
 	require.NoError(t, err)
-	require.NoError(t, store.finish("one"))
-	require.NoError(t, store.finish("one"), "again")
+	require.NoError(t, store.Finish("one"))
+	require.NoError(t, store.Finish("one"), "again")
 
 	record, err := store.ReadRecord("br0")
 	require.NoError(t, err)
@@ -92,7 +94,7 @@ func TestConfirmedChangeLeavesItsRecord(t *testing.T) {
 	require.NoError(t, store.Stage(&Change{ID: "two", Bridge: "br0"}))
 	_, err = store.turn("two", []Phase{Staged}, Confirmed, nil)
 	require.NoError(t, err)
-	require.NoError(t, store.finish("two"))
+	require.NoError(t, store.Finish("two"))
 	assert.NoDirExists(t, filepath.Dir(store.Dir))
 }
 
@@ -184,4 +186,102 @@ func TestOwnProcessIsYoungerThanTheHost(t *testing.T) {
 	assert.Positive(t, started)
 	assert.LessOrEqual(t, started, Now())
 	assert.Less(t, Now()-started, (10 * time.Minute).Nanoseconds())
+}
+
+func TestAskingForTheGuardIsNotInItsWay(t *testing.T) {
+	store := staged(t)
+
+	guarded, err := store.Guarded()
+	require.NoError(t, err)
+	assert.False(t, guarded, "there is none, and no file of one")
+
+	file, err := os.OpenFile(store.guardLock(), os.O_CREATE|os.O_RDWR, 0o600)
+	require.NoError(t, err)
+
+	guarded, err = store.Guarded()
+	require.NoError(t, err)
+	assert.False(t, guarded, "a file alone is no guard")
+
+	asked := make(chan struct{})
+
+	go func() {
+		defer close(asked)
+
+		for range 2000 {
+			_, _ = store.Guarded()
+		}
+	}()
+
+	for range 2000 {
+		lock, free := guardsLock(), guardsLock()
+		free.Type = unix.F_UNLCK
+
+		require.NoError(t, unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock), "taken while others ask")
+		require.NoError(t, unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &free))
+	}
+
+	<-asked
+
+	lock := guardsLock()
+	require.NoError(t, unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock))
+
+	guarded, err = store.Guarded()
+	require.NoError(t, err)
+	assert.True(t, guarded)
+
+	require.NoError(t, file.Close())
+
+	guarded, err = store.Guarded()
+	require.NoError(t, err)
+	assert.False(t, guarded, "its death gives the lock back")
+}
+
+func TestConfirmedChangeIsNotUndoneAndNotForgotten(t *testing.T) {
+	store := staged(t)
+
+	_, err := store.turn("one", []Phase{Staged}, Confirmed, nil) // and cut off here
+	require.NoError(t, err)
+
+	require.ErrorIs(t, store.Undo(t.Context(), "one", "asked for"), ErrOutrun)
+	require.NoError(t, store.Forget("one"))
+	assert.FileExists(t, store.path(), "it has a record to leave")
+
+	require.NoError(t, store.Finish("one"))
+	assert.FileExists(t, store.recordPath("br0"))
+}
+
+func TestWhatCouldNotBeUndoneIsKept(t *testing.T) {
+	store := staged(t)
+
+	_, err := store.turn("one", []Phase{Staged}, Restoring, nil)
+	require.NoError(t, err)
+
+	failure := errors.New("the disk is gone")
+	require.ErrorIs(t, store.restored("one", failure), failure)
+
+	require.NoError(t, store.Forget("one"))
+	require.ErrorIs(t, store.Stage(&Change{ID: "two"}), ErrOutrun, "it holds how the host was")
+
+	change, err := store.Await(t.Context(), "one")
+	require.NoError(t, err, "nobody is waited for")
+	assert.Equal(t, Stuck, change.Phase)
+	assert.Equal(t, "the disk is gone", change.Failed)
+	assert.Contains(t, unfinished, change.Phase, "another try begins from there")
+}
+
+func TestAwaitDoesNotWaitForNobody(t *testing.T) {
+	store := staged(t)
+
+	_, err := store.turn("one", []Phase{Staged}, Applying, nil)
+	require.NoError(t, err)
+
+	_, err = store.Await(t.Context(), "one")
+	require.ErrorIs(t, err, ErrUnguarded)
+}
+
+func TestBootLeavesWhatItCannotRead(t *testing.T) {
+	store := staged(t)
+	require.NoError(t, os.WriteFile(store.path(), []byte("{"), 0o600))
+	require.Error(t, store.Boot(t.Context()))
+	assert.FileExists(t, store.path())
 }

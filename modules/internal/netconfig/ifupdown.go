@@ -172,10 +172,20 @@ func bridgeStanza(file string, lines, words []string, wanted Wanted, port string
 	v6 := family == "inet6"
 
 	if wanted.IP.IPv6 == "off" && v6 {
-		return made, nil
+		if !first {
+			return made, nil
+		}
+
+		// The bridge itself is made in this paragraph.
+		family, method, body, v6 = "inet", "manual", nil, false
+	} else {
+		method, body = ifupdownIP(method, body, v6, wanted.IP)
 	}
 
-	method, body = ifupdownIP(method, body, v6, wanted.IP)
+	if v6 {
+		method, body = ifupdownIPv6(method, body, wanted.IP.IPv6)
+	}
+
 	made = append(made, "iface "+wanted.Bridge+" "+family+" "+method)
 
 	if first {
@@ -211,6 +221,12 @@ func bridgeLines(wanted Wanted, port string) []string {
 		"    pre-up ip link set " + port + " master " + wanted.Bridge + " up",
 	}
 
+	// A kernel that nobody told otherwise heeds any router.
+	if setting := map[string]string{"ra": "1 accept_ra", "static": "0 accept_ra", "off": "1 disable_ipv6"}[wanted.IP.IPv6]; setting != "" {
+		value, key, _ := strings.Cut(setting, " ")
+		lines = append(lines, "    pre-up echo "+value+" 2>/dev/null >/proc/sys/net/ipv6/conf/"+wanted.Bridge+"/"+key+" || true")
+	}
+
 	if wanted.MTU != 0 {
 		lines = append(lines, "    pre-up ip link set "+port+" mtu "+strconv.Itoa(wanted.MTU),
 			"    pre-up ip link set "+wanted.Bridge+" mtu "+strconv.Itoa(wanted.MTU))
@@ -220,6 +236,25 @@ func bridgeLines(wanted Wanted, port string) []string {
 		"    post-down ip link set "+port+" nomaster || true",
 		"    post-down echo 0 2>/dev/null >/proc/sys/net/ipv6/conf/"+port+"/disable_ipv6 || true",
 		"    post-down ip link delete "+wanted.Bridge+" || true")
+}
+
+// ifupdownIPv6 takes out of a paragraph of IPv6 what says otherwise than the mode.
+func ifupdownIPv6(method string, body []string, mode string) (string, []string) {
+	if mode != "ra" && mode != "static" {
+		return method, body
+	}
+
+	body = slices.DeleteFunc(body, func(line string) bool {
+		words := strings.Fields(line)
+
+		return len(words) > 0 && slices.Contains([]string{"accept_ra", "autoconf"}, words[0])
+	})
+
+	if mode == "static" && method == "auto" {
+		method = "manual"
+	}
+
+	return method, body
 }
 
 // ifupdownIP replaces in a paragraph what the user gave.

@@ -106,6 +106,43 @@ func keyfilePath(name string) string {
 // renderKeyfile makes a profile for the bridge with what the port's has, one for each port, and takes the port's old
 // profile away, which would otherwise be activated again.
 func renderKeyfile(config Config, wanted Wanted) ([]Change, error) {
+	sections, err := keyfileSections(config)
+	if err != nil {
+		return nil, err
+	}
+
+	bridge, err := keyfileBridge(config, sections, wanted)
+	if err != nil {
+		return nil, err
+	}
+
+	changes := []Change{write(config, keyfilePath(wanted.Bridge), header+renderINI(bridge), 0o600)}
+
+	for i, port := range wanted.Ports {
+		applied := config.port(port).Applied
+
+		var own []section
+
+		// A further port that nobody configures, or whose profile is only made up, has nothing that would stand in the way.
+		if i == 0 || applied != "" {
+			own, err = keyfileSections(config.as(port))
+			if err != nil {
+				return nil, err
+			}
+		}
+
+		if away := (Change{Path: applied}); applied != "" && !slices.Contains(changes, away) {
+			changes = append(changes, away)
+		}
+
+		changes = append(changes, write(config, keyfilePath(wanted.Bridge+"-"+port), header+renderINI(keyfilePortProfile(own, wanted, port)), 0o600))
+	}
+
+	return changes, nil
+}
+
+// keyfileSections is what a port's own profile says.
+func keyfileSections(config Config) ([]section, error) {
 	applied := config.File(config.Applied)
 
 	switch {
@@ -120,21 +157,7 @@ func renderKeyfile(config Config, wanted Wanted) ([]Change, error) {
 		return nil, unsupported("profile %q makes the link part of another device", config.Applied)
 	}
 
-	bridge, err := keyfileBridge(config, sections, wanted)
-	if err != nil {
-		return nil, err
-	}
-
-	changes := []Change{
-		write(config, keyfilePath(wanted.Bridge), header+renderINI(bridge), 0o600),
-		{Path: config.Applied},
-	}
-
-	for _, port := range wanted.Ports {
-		changes = append(changes, write(config, keyfilePath(wanted.Bridge+"-"+port), header+renderINI(keyfilePortProfile(sections, wanted, port)), 0o600))
-	}
-
-	return changes, nil
+	return sections, nil
 }
 
 func keyfileBridge(config Config, sections []section, wanted Wanted) ([]section, error) {
@@ -241,16 +264,17 @@ func keyfileIP(made []section, ip IP) ([]section, error) {
 	return made, nil
 }
 
+// numbered tells of a key such as address1.
+func numbered(key, stem string) bool {
+	_, err := strconv.Atoi(strings.TrimPrefix(key, stem))
+
+	return strings.HasPrefix(key, stem) && err == nil
+}
+
 func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
-	numbered := func(key, stem string) bool {
-		_, err := strconv.Atoi(strings.TrimPrefix(key, stem))
-
-		return strings.HasPrefix(key, stem) && err == nil
-	}
-
 	if ip.Addresses != nil {
 		s.remove(func(line setting) bool {
-			return numbered(line.key, "address") || numbered(line.key, "route") || line.key == "gateway" || line.key == "method" ||
+			return numbered(line.key, "address") || numbered(strings.TrimSuffix(line.key, "_options"), "route") || line.key == "gateway" || line.key == "method" ||
 				strings.HasPrefix(line.key, "dhcp-")
 		})
 
@@ -313,9 +337,10 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 	}
 
 	next := 1
+
 	for _, line := range s.lines {
-		if numbered(line.key, "route") {
-			next++
+		if number, err := strconv.Atoi(strings.TrimPrefix(line.key, "route")); err == nil {
+			next = max(next, number+1)
 		}
 	}
 
@@ -324,12 +349,7 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 			continue
 		}
 
-		value := route.To
-		if route.Via != "" {
-			value += "," + route.Via
-		}
-
-		s.add(fmt.Sprintf("route%d", next), value)
+		s.add(fmt.Sprintf("route%d", next), keyfileRoute(route))
 
 		var options []string
 
@@ -349,4 +369,27 @@ func keyfileFamily(s *section, v6 bool, gateway *string, ip IP) {
 
 		next++
 	}
+}
+
+// keyfileRoute is a route as nm-settings-keyfile(5) has it: destination, next hop, metric. A metric without a next hop comes
+// after the address that is none.
+func keyfileRoute(route Route) string {
+	value, via := route.To, route.Via
+
+	if via == "" && route.Metric != 0 {
+		via = "0.0.0.0"
+		if isV6(route.To) {
+			via = "::"
+		}
+	}
+
+	if via != "" {
+		value += "," + via
+	}
+
+	if route.Metric != 0 {
+		value += "," + strconv.Itoa(route.Metric)
+	}
+
+	return value
 }

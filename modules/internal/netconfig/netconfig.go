@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,6 +68,8 @@ type Config struct {
 	Files     []File `json:"files"`
 	// Others are the managers that claim the link as well.
 	Others []string `json:"others,omitempty"`
+	// Ports are the further ports of the bridge, by name; the rest speaks of the first one.
+	Ports map[string]Port `json:"ports,omitempty"`
 }
 
 // File finds a file.
@@ -293,7 +294,7 @@ func Expect(config Config, wanted Wanted) (map[string]string, error) {
 
 	switch {
 	case config.Manager == Networkd:
-		prefix, err := networkdPrefix(config.Applied)
+		prefix, err := networkdPrefix(config, wanted.Ports)
 		if err != nil {
 			return nil, err
 		}
@@ -304,12 +305,10 @@ func Expect(config Config, wanted Wanted) (map[string]string, error) {
 			expect[port] = prefix + wanted.Bridge + "-" + port + ".network"
 		}
 	case config.Manager == Netplan && config.Renderer == Networkd:
-		const generated = "/run/systemd/network/10-netplan-"
-
 		expect[wanted.Bridge] = generated + wanted.Bridge + ".network"
 
 		for _, port := range wanted.Ports {
-			expect[port] = config.Applied
+			expect[port] = config.netplanFileOf(port)
 		}
 	}
 
@@ -320,8 +319,8 @@ func Expect(config Config, wanted Wanted) (map[string]string, error) {
 func Profiles(config Config, wanted Wanted) []string {
 	if config.Manager == Netplan && config.Renderer == NetworkManager {
 		profiles := []string{"netplan-" + wanted.Bridge}
-		for range wanted.Ports {
-			profiles = append(profiles, strings.TrimSuffix(filepath.Base(config.Applied), ".nmconnection"))
+		for _, port := range wanted.Ports {
+			profiles = append(profiles, config.netplanProfileOf(port))
 		}
 
 		return profiles
@@ -372,20 +371,4 @@ func shellVars(path string) map[string]string {
 
 func netifState(root string, index int) map[string]string {
 	return shellVars(filepath.Join(root, "/run/systemd/netif/links", strconv.Itoa(index)))
-}
-
-var secretLine = regexp.MustCompile(`(?im)^\s*"?(?:[a-z0-9_-]*(?:password|passwd|psk|secret|presharedkey|privatekey|private-key|wep-key[0-9]|pin)(?:-raw)?|key)"?\s*[:=]\s*(.+?)\s*$`)
-
-// Secrets finds passwords and keys in configuration files, which nobody is to see.
-func Secrets(text string) []string {
-	var found []string
-
-	for _, match := range secretLine.FindAllStringSubmatch(text, -1) {
-		// A word that short is no secret worth the name, and masking it would garble all else.
-		if value := strings.Trim(match[1], `"'`); len(value) >= 6 {
-			found = append(found, value)
-		}
-	}
-
-	return found
 }

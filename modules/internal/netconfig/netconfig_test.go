@@ -127,8 +127,40 @@ func TestFilesThatCannotBeRestoredAreRefused(t *testing.T) {
 }
 
 func TestSecretsAreFound(t *testing.T) {
-	found := Secrets("[wifi-security]\npsk=secret-word\nkey-mgmt=wpa-psk\n[802-1x]\npassword=hunter22\nnetwork:\n  access-points:\n    x:\n      password: \"pass-phrase\"\n[WireGuard]\nPrivateKey=abcdefgh=\npin=1\n")
-	assert.Equal(t, []string{"secret-word", "hunter22", "pass-phrase", "abcdefgh="}, found)
+	for name, each := range map[string]struct {
+		text string
+		want []string
+	}{
+		"keyfile": {
+			"[wifi-security]\npsk=secret-word\nkey-mgmt=wpa-psk\nwep-key0=abcde\npsk-flags=0\n[802-1x]\npassword=hunter22\nprivate-key-password = with space \n[vpn-secrets]\nxauth=of-a-vpn\n[gsm]\npin=1\n",
+			[]string{"secret-word", "abcde", "hunter22", "with space", "of-a-vpn"},
+		},
+		"networkd":           {"[WireGuard]\nPrivateKey=abcdefgh=\n[WireGuardPeer]\nPresharedKey = ijklmnop=\nPublicKey=nosecret\n[MACsecTransmitAssociation]\nKey=00112233\n", []string{"abcdefgh=", "ijklmnop=", "00112233"}},
+		"ifupdown":           {"iface wlan0 inet dhcp\n\twpa-ssid home\n\twpa-psk\tpass phrase \n    wireless-key s:abcde\n  wpa-key-mgmt WPA-PSK\n", []string{"pass phrase", "s:abcde"}},
+		"ifupdown, commands": {"  up tool --user me --password=hunter22 # and so on\n", []string{"hunter22"}},
+		"netplan":            {"network:\n  access-points:\n    x:\n      password: \"pass-phrase\"\n      auth: {key-management: psk, password: 'it''s me'}\n", []string{"pass-phrase", "it''s me", "it's me"}},
+		"netplan, flow": {
+			`network: {wifis: {wlan0: {access-points: {"home": {password: "flow of words"}, "other": {"password": plain-word}}}}}`, []string{"flow of words", "plain-word"},
+		},
+		"netplan, WireGuard": {
+			"tunnels:\n  wg0:\n    key: 4GgaQCy68nzNsUE5aJ9fuLzHhB65tAlwbmA72MWnOm8=\n    peers:\n    - keys:\n        public: nosecret\n        shared: 7voRZ/ojfXgfPOlswo3Lpma1RJq7qijIEEUEMShQFV8=\n  wg1:\n    keys: {private: abcdefgh=, shared: ijklmnop=}\n",
+			[]string{"4GgaQCy68nzNsUE5aJ9fuLzHhB65tAlwbmA72MWnOm8=", "7voRZ/ojfXgfPOlswo3Lpma1RJq7qijIEEUEMShQFV8=", "abcdefgh=", "ijklmnop="},
+		},
+		"netplan, passthrough": {
+			"passthrough:\n  wifi-security.psk: \"dotted words\"\n  vpn-secrets.password: of-a-vpn\n  wifi-security.key-mgmt: wpa-psk\n  connection.secrets:\n    one: below-it\n",
+			[]string{"dotted words", "of-a-vpn", "below-it"},
+		},
+		"YAML, over lines": {"password: \"first part\n  second part\"\n", []string{"first part", "first part second part", "first", "second"}},
+		"YAML, alias":      {"a: &it not-hidden-here\npassword: *it\n", []string{"not-hidden-here"}},
+		"YAML, block":      {"password: >-\n  block of words\n", []string{"block of words"}},
+		"no YAML":          {"network: {wifis: {a: {password: 'torn off'\n", []string{"torn off"}},
+		"commented out":    {"# psk=still-a-secret\n", []string{"still-a-secret"}},
+		"nothing":          {"network:\n  ethernets:\n    eth0:\n      dhcp4: true\n      dhcp-identifier: mac\n      shared: false\n", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			assert.ElementsMatch(t, each.want, Secrets(each.text))
+		})
+	}
 }
 
 func TestLinesThatGoOnAreJoined(t *testing.T) {
@@ -163,7 +195,9 @@ func FuzzRender(f *testing.F) {
 		config := Config{Manager: manager, Renderer: Networkd, Applied: path, Files: []File{{Path: path, Content: text}}, MAC: eth0.MAC}
 		gateway := "10.0.0.2"
 
-		for _, ip := range []IP{{}, {Addresses: []string{"10.0.0.9/8", "fd00::9/64"}, Gateway4: &gateway, Nameservers: []string{"::1"}, IPv6: "off"}} {
+		routes := []Route{{To: "10.8.0.0/16", Via: "10.0.0.3", Table: 100, Metric: 50, OnLink: true}, {To: "2001:db8::/32", Metric: 7}}
+
+		for _, ip := range []IP{{}, {Routes: routes}, {Addresses: []string{"10.0.0.9/8", "fd00::9/64"}, Gateway4: &gateway, Nameservers: []string{"::1"}, Routes: routes[:1], IPv6: "off"}} {
 			changes, err := Render(config, Wanted{Bridge: "br0", Ports: []string{"eth0"}, MAC: eth0.MAC, VLANFiltering: true, IP: ip})
 			if err == nil {
 				require.NotEmpty(t, changes)

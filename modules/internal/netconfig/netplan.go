@@ -61,6 +61,11 @@ func netdevFolder(bridge string) string {
 	return networkdFolders[0] + "/10-netplan-" + bridge + ".netdev.d"
 }
 
+// HasOwnFolder tells of a drop-in for what netplan generates, whose folder is there for it alone.
+func HasOwnFolder(file string) bool {
+	return strings.HasPrefix(filepath.Base(filepath.Dir(file)), "10-netplan-")
+}
+
 // netplanPort are the keys of a device that stay with it when it becomes a port (netplan(5)): how it is found, and what
 // acts on the wire. All others say something about addresses, routes and names, and go to the bridge.
 var netplanPort = []string{
@@ -93,22 +98,33 @@ func renderNetplan(config Config, wanted Wanted) ([]Change, error) {
 	var (
 		changes  []Change
 		renderer string
+		added    []string
 	)
 
-	for _, port := range wanted.Ports {
+	for i, port := range wanted.Ports {
+		merged := layer3
+		if i > 0 {
+			merged = map[string]any{} // the bridge has what the first port had
+		}
+
 		for _, file := range files {
 			network := mapping(&file.root, "network")
 			if value := child(network, "renderer"); value != nil {
 				renderer = value.Value
 			}
 
-			err := splitPort(config, file, mapping(network, "ethernets"), port, ids, layer3)
+			err := splitPort(config.as(port), file, mapping(network, "ethernets"), port, ids, merged)
 			if err != nil {
 				return nil, err
 			}
 		}
 
-		if ids[port] == "" {
+		switch {
+		case ids[port] != "":
+		case i > 0 && config.port(port).Manager == "":
+			ids[port] = port
+			added = append(added, port)
+		default:
 			return nil, unsupported("no file of netplan has link %q under ethernets", port)
 		}
 	}
@@ -127,7 +143,7 @@ func renderNetplan(config Config, wanted Wanted) ([]Change, error) {
 		changes = append(changes, change)
 	}
 
-	bridge, err := netplanBridge(config, wanted, ids, layer3, renderer)
+	bridge, err := netplanBridge(config, wanted, ids, added, layer3, renderer)
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +328,8 @@ func encodeYAML(value any) (string, error) {
 	return text.String(), err
 }
 
-func netplanBridge(config Config, wanted Wanted, ids map[string]string, layer3 map[string]any, renderer string) (string, error) {
+// netplanBridge is the bridge's own file. Added are ports that netplan did not know until now.
+func netplanBridge(config Config, wanted Wanted, ids map[string]string, added []string, layer3 map[string]any, renderer string) (string, error) {
 	bridge := maps.Clone(layer3)
 
 	var interfaces []any
@@ -348,9 +365,20 @@ func netplanBridge(config Config, wanted Wanted, ids map[string]string, layer3 m
 		return "", err
 	}
 
-	text, err := encodeYAML(map[string]any{
-		"network": map[string]any{"version": 2, "bridges": map[string]any{wanted.Bridge: bridge}},
-	})
+	network := map[string]any{"version": 2, "bridges": map[string]any{wanted.Bridge: bridge}}
+
+	ethernets := map[string]any{}
+	for _, port := range added {
+		device := map[string]any{}
+		if renderer != "" {
+			device["renderer"] = renderer
+		}
+
+		ethernets[port] = device
+		network["ethernets"] = ethernets
+	}
+
+	text, err := encodeYAML(map[string]any{"network": network})
 
 	return header + text, err
 }

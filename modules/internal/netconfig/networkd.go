@@ -103,28 +103,34 @@ func isTC(name string) bool {
 	return false
 }
 
-// networkdPrefix makes our files sort before the one in force: networkd takes the first that matches.
-func networkdPrefix(applied string) (string, error) {
-	base := filepath.Base(applied)
+// networkdPrefix makes our files sort before those in force: networkd takes the first that matches.
+func networkdPrefix(config Config, ports []string) (string, error) {
+	first := config.Applied
+
+	for _, name := range ports {
+		if port := config.port(name); port.Applied != "" && filepath.Base(port.Applied) < filepath.Base(first) {
+			first = port.Applied
+		}
+	}
 
 	for _, prefix := range []string{"05-thinkube-", "00-thinkube-"} {
-		if prefix < base {
+		if prefix < filepath.Base(first) {
 			return filepath.Join(networkdFolders[0], prefix), nil
 		}
 	}
 
-	return "", unsupported("file %q sorts before any that this module would write: give it a name that starts with 10 or more", applied)
+	return "", unsupported("file %q sorts before any that this module would write: give it a name that starts with 10 or more", first)
 }
 
-func renderNetworkd(config Config, wanted Wanted) ([]Change, error) {
+// networkdSections is what a port's file and its drop-ins say; nothing for a further port that has none.
+func networkdSections(config Config) ([]section, error) {
+	if config.Applied == "" {
+		return nil, nil
+	}
+
 	applied := config.File(config.Applied)
 	if applied == nil {
 		return nil, unsupported("the file %q that networkd uses is not among those that were read", config.Applied)
-	}
-
-	prefix, err := networkdPrefix(config.Applied)
-	if err != nil {
-		return nil, err
 	}
 
 	sections := parseINI(applied.Content)
@@ -141,6 +147,20 @@ func renderNetworkd(config Config, wanted Wanted) ([]Change, error) {
 		return nil, unsupported("file %q says that networkd does not manage the link", config.Applied)
 	}
 
+	return sections, nil
+}
+
+func renderNetworkd(config Config, wanted Wanted) ([]Change, error) {
+	prefix, err := networkdPrefix(config, wanted.Ports)
+	if err != nil {
+		return nil, err
+	}
+
+	sections, err := networkdSections(config)
+	if err != nil {
+		return nil, err
+	}
+
 	name := prefix + wanted.Bridge
 	changes := []Change{
 		write(config, name+".netdev", header+renderINI(netdevSections(wanted)), 0o644),
@@ -148,7 +168,12 @@ func renderNetworkd(config Config, wanted Wanted) ([]Change, error) {
 	}
 
 	for _, port := range wanted.Ports {
-		changes = append(changes, write(config, name+"-"+port+".network", header+renderINI(portFile(sections, wanted, port)), 0o644))
+		own, err := networkdSections(config.as(port))
+		if err != nil {
+			return nil, err
+		}
+
+		changes = append(changes, write(config, name+"-"+port+".network", header+renderINI(portFile(own, wanted, port)), 0o644))
 	}
 
 	return changes, nil

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -39,10 +40,15 @@ type Probe struct {
 // String is the probe for people.
 func (p Probe) String() string { return fmt.Sprintf("%s (%s %s)", p.Why, p.Kind, p.Target) }
 
+// ErrSilent tells that a neighbour was asked for and nobody answered, which is an answer too. Any other error of that probe
+// means that it could not be asked.
+var ErrSilent = errors.New("nobody answers for the address")
+
 // timeout of one try.
 const timeout = 2 * time.Second
 
-// Run asks once. Dev is the link that a neighbour is looked for on.
+// Run asks once. Dev is the link that a neighbour is looked for on, and that link-local targets are on now whose own link is
+// gone or has become a port of it.
 func Run(ctx context.Context, probe Probe, dev string) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -53,9 +59,9 @@ func Run(ctx context.Context, probe Probe, dev string) error {
 	case Neighbour:
 		err = neighbour(ctx, probe.Target, dev)
 	case TCP:
-		err = connect(ctx, probe)
+		err = connect(ctx, probe, dev)
 	case DNS:
-		err = query(ctx, probe.Target)
+		err = query(ctx, probe.Target, dev)
 	default:
 		err = fmt.Errorf("unknown kind of probe %q", probe.Kind)
 	}
@@ -147,13 +153,13 @@ func neighbour(ctx context.Context, target, dev string) error {
 			}
 
 			if one.State&netlink.NUD_FAILED != 0 {
-				return errors.New("nobody answers for the address")
+				return ErrSilent
 			}
 		}
 
 		select {
 		case <-ctx.Done():
-			return errors.New("nobody answers for the address")
+			return ErrSilent
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -189,10 +195,42 @@ func poke(ctx context.Context, addr netip.Addr, dev string) error {
 	return errors.Join(err, conn.Close())
 }
 
-func connect(ctx context.Context, probe Probe) error {
+// follow gives a link-local address the zone that it has now. What was on the wire of a port is on that of its bridge, and
+// the other way round when the bridge is gone.
+func follow(host, dev string) string {
+	addr, err := netip.ParseAddr(host)
+	if err != nil || addr.Zone() == "" {
+		return host
+	}
+
+	link, err := netlink.LinkByName(addr.Zone())
+
+	index, notNumber := strconv.Atoi(addr.Zone())
+	if err != nil && notNumber == nil {
+		link, err = netlink.LinkByIndex(index)
+	}
+
+	if gone := (netlink.LinkNotFoundError{}); errors.As(err, &gone) {
+		return addr.WithZone(dev).String()
+	}
+
+	uplink, failed := netlink.LinkByName(dev)
+	if err == nil && failed == nil && link.Attrs().MasterIndex == uplink.Attrs().Index {
+		return addr.WithZone(dev).String()
+	}
+
+	return host
+}
+
+func connect(ctx context.Context, probe Probe, dev string) error {
 	var dialer net.Dialer
 
-	conn, err := dialer.DialContext(ctx, "tcp", probe.Target)
+	host, port, err := net.SplitHostPort(probe.Target)
+	if err != nil {
+		return err
+	}
+
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(follow(host, dev), port))
 	if errors.Is(err, unix.ECONNREFUSED) && !probe.Listens {
 		return nil // somebody is there who says no
 	}
@@ -205,10 +243,10 @@ func connect(ctx context.Context, probe Probe) error {
 }
 
 // query asks a name server for the root's name servers. Whatever it answers, it answers.
-func query(ctx context.Context, server string) error {
+func query(ctx context.Context, server, dev string) error {
 	var dialer net.Dialer
 
-	conn, err := dialer.DialContext(ctx, "udp", net.JoinHostPort(strings.TrimSuffix(server, "."), "53"))
+	conn, err := dialer.DialContext(ctx, "udp", net.JoinHostPort(follow(strings.TrimSuffix(server, "."), dev), "53"))
 	if err != nil {
 		return err
 	}

@@ -321,8 +321,15 @@ func withRoute(route *Route, call func(*netlink.Route) error) error {
 
 	made := &netlink.Route{
 		Family: family, Table: route.Table, Type: route.Type, Priority: route.Metric, Scope: netlink.Scope(route.Scope),
-		Protocol: netlink.RouteProtocol(route.Proto), Tos: route.TOS, MTU: route.MTU, AdvMSS: route.AdvMSS,
+		Protocol: netlink.RouteProtocol(route.Proto), Tos: route.TOS, MTU: route.MTU, AdvMSS: route.AdvMSS, Realm: route.Realm,
 		Src: parseIP(route.Src), Gw: parseIP(route.Via), Dst: any,
+	}
+
+	if metrics := route.Metrics; metrics != nil {
+		made.MTULock, made.Window, made.Rtt, made.RttVar, made.Ssthresh = metrics.MTULock, metrics.Window, metrics.RTT, metrics.RTTVar, metrics.SSThresh
+		made.Cwnd, made.Reordering, made.Hoplimit, made.InitCwnd = metrics.Cwnd, metrics.Reordering, metrics.HopLimit, metrics.InitCwnd
+		made.InitRwnd, made.Features, made.RtoMin, made.RtoMinLock = metrics.InitRwnd, metrics.Features, metrics.RTOMin, metrics.RTOMinLock
+		made.QuickACK, made.Congctl, made.FastOpenNoCookie = metrics.QuickACK, metrics.Congctl, metrics.FastOpenNoCookie
 	}
 
 	if route.Dst != "default" {

@@ -94,9 +94,32 @@ type Route struct {
 	TOS    int    `json:"tos,omitempty"`
 	MTU    int    `json:"mtu,omitempty"`
 	AdvMSS int    `json:"advmss,omitempty"`
+	Realm  int    `json:"realm,omitempty"`
 	Hops   []Hop  `json:"hops,omitempty"` // of a route with several ways
+	// Metrics are what else connections over it go by; nil for none.
+	Metrics *RouteMetrics `json:"metrics,omitempty"`
 	// Odd names what this package cannot set again: encapsulations, MPLS.
 	Odd string `json:"odd,omitempty"`
+}
+
+// RouteMetrics are a route's settings for connections (ip-route(8)), in the kernel's units.
+type RouteMetrics struct {
+	MTULock          bool   `json:"mtu_lock,omitempty"`
+	Window           int    `json:"window,omitempty"`
+	RTT              int    `json:"rtt,omitempty"`
+	RTTVar           int    `json:"rttvar,omitempty"`
+	SSThresh         int    `json:"ssthresh,omitempty"`
+	Cwnd             int    `json:"cwnd,omitempty"`
+	Reordering       int    `json:"reordering,omitempty"`
+	HopLimit         int    `json:"hoplimit,omitempty"`
+	InitCwnd         int    `json:"initcwnd,omitempty"`
+	InitRwnd         int    `json:"initrwnd,omitempty"`
+	Features         int    `json:"features,omitempty"`
+	RTOMin           int    `json:"rto_min,omitempty"`
+	RTOMinLock       bool   `json:"rto_min_lock,omitempty"`
+	QuickACK         int    `json:"quickack,omitempty"`
+	Congctl          string `json:"congctl,omitempty"`
+	FastOpenNoCookie int    `json:"fastopen_no_cookie,omitempty"`
 }
 
 // Hop is one way of a multipath route.
@@ -138,6 +161,7 @@ const (
 	ProtoDHCP     = 16
 	TableMain     = 254
 	TableLocal    = 255
+	tableDefault  = 253
 	typeUnicast   = 1
 	scopeLink     = 253
 )
@@ -233,6 +257,59 @@ func (n Net) automatic(route Route) bool {
 	}
 
 	return true
+}
+
+// RulesFor are the rules that the links' traffic goes by: those that name them, or the source or a table of theirs.
+func (n Net) RulesFor(links ...string) []Rule {
+	tables := n.tablesOf(links)
+	named := n.RulesOf(links...)
+
+	var found []Rule
+
+	for _, rule := range n.Rules {
+		other := rule.Iif != "" || rule.Oif != "" // of links that are not these, or among those named
+
+		if slices.ContainsFunc(named, rule.same) || !other && (tables[rule.Table] || n.isSource(rule.Src, links)) {
+			found = append(found, rule)
+		}
+	}
+
+	return found
+}
+
+// tablesOf are the tables that lead over the links alone. Those that every host has are everybody's.
+func (n Net) tablesOf(links []string) map[int]bool {
+	tables := map[int]bool{}
+
+	for _, route := range n.Routes {
+		ours := !slices.ContainsFunc(route.Devs(), func(dev string) bool { return !slices.Contains(links, dev) })
+
+		if known, seen := tables[route.Table]; !seen || known {
+			tables[route.Table] = ours
+		}
+	}
+
+	for table := range tables {
+		if table == 0 || table >= tableDefault && table <= TableLocal {
+			delete(tables, table)
+		}
+	}
+
+	return tables
+}
+
+// isSource tells of a prefix with an address of the links in it; one that is everything is nobody's.
+func (n Net) isSource(src string, links []string) bool {
+	prefix, err := netip.ParsePrefix(src)
+	if err != nil || prefix.Bits() == 0 {
+		return false
+	}
+
+	return slices.ContainsFunc(n.AddrsOf(links...), func(addr Addr) bool {
+		own, err := netip.ParsePrefix(addr.Prefix)
+
+		return err == nil && prefix.Contains(own.Addr())
+	})
 }
 
 // RulesOf are the rules that name the links.

@@ -63,6 +63,9 @@ ip route append 10.4.0.0/24 dev eth0 proto kernel scope link src 10.4.0.12 metri
 ip route add 10.5.0.0/24 via 10.4.0.1
 ip route add default via 10.1.0.1 dev eth0 src 10.1.0.11
 ip route add 192.0.2.0/24 via 10.1.0.2 dev eth0 metric 50 mtu 1400
+ip route add 192.0.2.128/25 via 10.1.0.2 dev eth0 mtu lock 1300 window 4096 initcwnd 20 initrwnd 30 quickack 1 hoplimit 33 congctl reno
+ip route add 192.0.2.64/26 via 10.1.0.2 dev eth0 rto_min 30ms
+ip -6 route add 2001:db8:1::/48 via fd00:1::2 dev eth0 initcwnd 21 hoplimit 44
 ip route add default via 10.1.0.3 dev eth0 table 100
 ip route add 198.51.100.0/24 dev eth0 scope link table 100
 ip route add 203.0.113.9 via 172.16.0.1 dev eth0 onlink
@@ -115,6 +118,8 @@ func TestMovesEverythingAndBack(t *testing.T) {
 	assert.Len(t, after.RoutesOf("br0"), len(before.RoutesOf("eth0")))
 	assert.Len(t, after.RulesOf("br0"), 2)
 	assert.Equal(t, "02:00:00:00:00:01", after.Link("br0").MAC)
+	assert.Contains(t, sh(t, "ip route show 192.0.2.128/25"), "mtu lock 1300 window 4096 hoplimit 33 initcwnd 20 initrwnd 30 quickack 1 congctl reno")
+	assert.Contains(t, sh(t, "ip -6 route show 2001:db8:1::/48"), "hoplimit 44 initcwnd 21")
 	assert.NotContains(t, sh(t, "ip -6 addr show dev br0 scope global"), "tentative", "an address that is asked for first is deaf for a second")
 	assert.Contains(t, sh(t, "ip route get 192.0.2.7"), "dev br0")
 	assert.Contains(t, sh(t, "ip route get 8.8.8.8 from 10.1.0.12"), "via 10.1.0.3 dev br0")
@@ -187,4 +192,29 @@ func TestOpsAreDeterministic(t *testing.T) {
 
 	assert.Contains(t, first, `add address 10.1.0.11/24 on "br0"`)
 	assert.Contains(t, first, `make link "eth0" a port of "br0"`)
+}
+
+// TestRulesBySourceAndTableAreGivenBack has a manager take rules away that it made for the port: they name no link.
+func TestRulesBySourceAndTableAreGivenBack(t *testing.T) {
+	inNamespace(t)
+	sh(t, uplink+`
+ip rule add to 198.51.100.0/24 table 100 priority 1003
+ip rule add from 172.20.0.0/16 table 254 priority 1004`)
+
+	asShown := shown(t)
+	old := netstate.Capture(read(t), "br0", []string{"eth0"})
+	require.Len(t, old.Rules, 4, "and not somebody else's, over the main table")
+
+	want := netstate.Move(old, bridge(), []string{"eth0"})
+	require.NoError(t, netstate.Execute(t.Context(), want))
+	sh(t, `ip rule del priority 1000; ip rule del priority 1003; ip rule del priority 1004`)
+	require.NoError(t, netstate.Execute(t.Context(), want))
+	assert.Contains(t, sh(t, "ip rule"), "1000:\tfrom 10.1.0.12 lookup 100")
+
+	sh(t, `ip rule del priority 1000; ip rule add from 172.20.0.0/16 table 254 priority 1004; ip rule add from 10.1.0.11 table 77 priority 1005`)
+	require.NoError(t, netstate.Execute(t.Context(), old))
+	assert.Contains(t, sh(t, "ip rule"), "1005:", "one that came later, and names no link, stays")
+
+	sh(t, "ip rule del priority 1005")
+	assert.Equal(t, asShown, shown(t))
 }

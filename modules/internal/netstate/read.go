@@ -187,7 +187,17 @@ func makeRoute(route netlink.Route, family int, names map[int]string) Route {
 	made := Route{
 		IPv6: family == netlink.FAMILY_V6, Table: route.Table, Dst: "default", Type: route.Type, Dev: names[route.LinkIndex],
 		OnLink: route.Flags&unix.RTNH_F_ONLINK != 0, Metric: route.Priority, Proto: int(route.Protocol), Scope: int(route.Scope),
-		TOS: route.Tos, MTU: route.MTU, AdvMSS: route.AdvMSS,
+		TOS: route.Tos, MTU: route.MTU, AdvMSS: route.AdvMSS, Realm: route.Realm,
+	}
+
+	metrics := RouteMetrics{
+		MTULock: route.MTULock, Window: route.Window, RTT: route.Rtt, RTTVar: route.RttVar, SSThresh: route.Ssthresh, Cwnd: route.Cwnd,
+		Reordering: route.Reordering, HopLimit: route.Hoplimit, InitCwnd: route.InitCwnd, InitRwnd: route.InitRwnd, Features: route.Features,
+		RTOMin: route.RtoMin, RTOMinLock: route.RtoMinLock, QuickACK: route.QuickACK, Congctl: route.Congctl,
+		FastOpenNoCookie: route.FastOpenNoCookie,
+	}
+	if metrics != (RouteMetrics{}) {
+		made.Metrics = &metrics
 	}
 
 	if route.Dst != nil && !(route.Dst.IP.IsUnspecified() && isZero(route.Dst.Mask)) {

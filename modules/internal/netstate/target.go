@@ -27,7 +27,7 @@ type Target struct {
 // Capture makes a target of what is: executed later, it restores it.
 func Capture(n Net, bridge string, ports []string) Target {
 	scope := append([]string{bridge}, ports...)
-	target := Target{Bridge: bridge, Addrs: n.AddrsOf(scope...), Routes: n.RoutesOf(scope...), Rules: n.RulesOf(scope...)}
+	target := Target{Bridge: bridge, Addrs: n.AddrsOf(scope...), Routes: n.RoutesOf(scope...), Rules: n.RulesFor(scope...)}
 
 	for _, name := range scope {
 		if link := n.Link(name); link != nil {
@@ -344,25 +344,23 @@ func (r Route) same(other Route) bool {
 	return reflect.DeepEqual(r, other)
 }
 
+// same compares what a rule selects and does.
+func (r Rule) same(other Rule) bool {
+	r.Proto, other.Proto = 0, 0
+
+	return reflect.DeepEqual(r, other)
+}
+
 func (p *planner) rules() {
-	have := p.current.RulesOf(p.scope...)
-	same := func(a Rule) func(Rule) bool {
-		return func(b Rule) bool {
-			a, b := a, b
-			a.Proto, b.Proto = 0, 0
-
-			return reflect.DeepEqual(a, b)
-		}
-	}
-
-	for _, rule := range have {
-		if !slices.ContainsFunc(p.target.Rules, same(rule)) {
+	// One that only speaks of a source or table may be somebody's who came later; it does no harm.
+	for _, rule := range p.current.RulesOf(p.scope...) {
+		if !slices.ContainsFunc(p.target.Rules, rule.same) {
 			p.add(Op{Verb: DeleteRule, Rule: &rule})
 		}
 	}
 
 	for i := range p.target.Rules {
-		if !slices.ContainsFunc(have, same(p.target.Rules[i])) {
+		if !slices.ContainsFunc(p.current.Rules, p.target.Rules[i].same) {
 			p.add(Op{Verb: AddRule, Rule: &p.target.Rules[i]})
 		}
 	}
@@ -435,13 +433,19 @@ func Simulate(current Net, target Target) Net {
 		Links:  slices.DeleteFunc(slices.Clone(current.Links), func(l Link) bool { return in(l.Name) }),
 		Addrs:  slices.DeleteFunc(slices.Clone(current.Addrs), func(a Addr) bool { return in(a.Link) }),
 		Routes: slices.DeleteFunc(slices.Clone(current.Routes), func(r Route) bool { return slices.ContainsFunc(r.Devs(), in) }),
-		Rules:  slices.DeleteFunc(slices.Clone(current.Rules), func(r Rule) bool { return in(r.Iif) || in(r.Oif) }),
+		Rules: slices.DeleteFunc(slices.Clone(current.Rules), func(r Rule) bool {
+			return in(r.Iif) || in(r.Oif) || slices.ContainsFunc(target.Rules, r.same)
+		}),
 	}
 
 	for _, link := range target.Links {
 		have := current.Link(link.Name)
 		if have != nil {
 			sysctls := maps.Clone(have.Sysctls)
+			if sysctls == nil {
+				sysctls = map[string]string{}
+			}
+
 			maps.Copy(sysctls, link.Sysctls)
 			link.Sysctls = sysctls
 		}
@@ -464,15 +468,9 @@ func Simulate(current Net, target Target) Net {
 
 // InheritedSysctls are what a bridge takes over of a port's own settings.
 func InheritedSysctls(port Link) map[string]string {
-	keys := []string{
-		"ipv4/rp_filter", "ipv4/arp_ignore", "ipv4/arp_announce", "ipv4/arp_filter", "ipv4/accept_redirects", "ipv4/send_redirects",
-		"ipv4/accept_source_route", "ipv4/forwarding", "ipv4/log_martians", "ipv4/proxy_arp",
-		"ipv6/accept_ra", "ipv6/autoconf", "ipv6/forwarding", "ipv6/use_tempaddr", "ipv6/accept_redirects", "ipv6/disable_ipv6",
-		"ipv6/accept_ra_defrtr", "ipv6/accept_ra_pinfo", "ipv6/accept_ra_rt_info_max_plen", "ipv6/addr_gen_mode",
-	}
 	taken := map[string]string{}
 
-	for _, key := range keys {
+	for _, key := range keptSysctls {
 		if value, ok := port.Sysctls[key]; ok {
 			taken[key] = value
 		}

@@ -61,10 +61,10 @@ func boot() error {
 	if err != nil {
 		return err
 	}
-	if len(todo.Layers) == 0 {
+	if todo.Root == "" {
 		return stay()
 	}
-	if err := makeRoot(todo); err != nil {
+	if err := openRoot(todo.Root); err != nil {
 		return err
 	}
 	if err := startAgent(); err != nil {
@@ -144,40 +144,16 @@ func stay() error {
 	}
 }
 
-const (
-	newRoot = "/newroot"
-	keep    = "/thinkube/keep" // what the guest writes
-)
+const newRoot = "/newroot"
 
-// makeRoot lays what the guest writes over the folders that it only sees, and makes that the root.
-func makeRoot(todo wire.Init) error {
-	var lowers []string
-	for _, tag := range todo.Layers {
-		lower := "/thinkube/" + tag
-		// All is read once and kept: nobody else changes it.
-		err := mountAt(tag, lower, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,cache=loose,msize=262144")
-		if err != nil {
-			return err
-		}
-		lowers = append(lowers, lower)
-	}
-	var err error
-	if todo.Disk == "" {
-		err = mountAt("tmpfs", keep, "tmpfs", 0, "mode=755,size=80%")
-	} else {
-		err = waitFor(todo.Disk)
-		if err == nil {
-			err = mountAt(todo.Disk, keep, "ext4", 0, "")
-		}
+// openRoot makes the disk the root, with the test's files in it.
+func openRoot(disk string) error {
+	err := waitFor(disk)
+	if err == nil {
+		err = mountAt(disk, newRoot, "ext4", unix.MS_NOATIME, "")
 	}
 	if err == nil {
-		err = errors.Join(os.MkdirAll(keep+"/upper", 0o755), os.MkdirAll(keep+"/work", 0o755))
-	}
-	if err == nil {
-		err = mountAt("root", newRoot, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", strings.Join(lowers, ":"), keep, keep))
-	}
-	if err == nil {
-		err = copyFiles(keep)
+		err = copyFiles()
 	}
 	if err != nil {
 		return err
@@ -197,8 +173,8 @@ func waitFor(path string) error {
 }
 
 // copyFiles puts the test's files into the root; on a disk that is kept, the first time only.
-func copyFiles(kept string) error {
-	done := kept + "/files-are-there"
+func copyFiles() error {
+	const done = newRoot + "/.thinkube-files"
 	if _, err := os.Stat(done); err == nil {
 		return nil
 	}

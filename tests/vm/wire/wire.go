@@ -38,10 +38,8 @@ const FilesFolder = "/thinkube/files"
 type Init struct {
 	// Modules are paths of kernel modules in the initramfs, with their parameters behind a space, in the order to load.
 	Modules []string `json:"modules"`
-	// Layers are 9p tags of the root's folders, topmost first; none: the initramfs is all there is.
-	Layers []string `json:"layers"`
-	// Disk is the ext4 disk that keeps what is written; "": it is gone when the guest ends.
-	Disk string `json:"disk"`
+	// Root is the disk with the root, an ext4; "": the initramfs is all there is.
+	Root string `json:"root"`
 }
 
 // SystemInit is the init of a root.
