@@ -69,7 +69,7 @@ func bootGPUHost(t *testing.T) *gpuHost {
 	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "inventory.yaml"), fmt.Appendf(nil, gpuInventory, h.port, h.dir), 0o600))
 	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
 	h.cards = &cards{guest: Boot(t, Machine{
-		Root: filepath.Join(made, "disk"), Keep: true, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
+		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 2, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
 		Before: giveNvidiaIDs,
 		Args: append(cardArgs("intel"), "-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", h.port),
 			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),

@@ -87,7 +87,7 @@ cp -a "$out/apt" "$root/etc/apt"
 chroot "$root" systemctl -q disable lab-boot.service
 chroot "$root" systemctl -q mask systemd-random-seed.service systemd-update-utmp.service \
     systemd-update-utmp-runlevel.service systemd-journal-flush.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount e2scrub_reap.service systemd-logind.service \
+    proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount e2scrub_reap.service \
     systemd-remount-fs.service systemd-networkd-wait-online.service systemd-network-generator.service
 chroot "$root" systemctl -q set-default multi-user.target
 touch "$root/etc/.updated"
