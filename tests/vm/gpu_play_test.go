@@ -15,8 +15,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/thinkube/infra/tests/lab"
 )
 
 // The playbooks 00_initial_setup/30, 38 and 39, by ssh to a Debian with systemd, udev and GRUB that runs on the machine of
@@ -62,15 +60,7 @@ const gpuInventory = `all:
 
 func bootGPUHost(t *testing.T) *gpuHost {
 	t.Helper()
-	Need(t)
-	kernel, err := OpenKernel(t.Context(), false, os.Stderr)
-	require.NoError(t, err)
-	base, err := lab.BaseImage(t.Context(), os.Stderr)
-	require.NoError(t, err)
-	made, err := layer(t.Context(), "gpuroot-of-initramfs-tools", gpuRecipe, base, kernel.Deb, "initramfs-tools")
-	require.NoError(t, err)
-	root, err := disk(t.Context(), "gpuhost", whole, filepath.Join(made, "layer"), base)
-	require.NoError(t, err)
+	made, _ := gpuRoot(t, "initramfs-tools")
 	h := &gpuHost{dir: t.TempDir(), port: freePort(t)}
 	for _, name := range []string{"user", "host"} {
 		_, err := run(t.Context(), h.dir, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name)
@@ -79,7 +69,7 @@ func bootGPUHost(t *testing.T) *gpuHost {
 	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "inventory.yaml"), fmt.Appendf(nil, gpuInventory, h.port, h.dir), 0o600))
 	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
 	h.cards = &cards{guest: Boot(t, Machine{
-		CPUs: 2, Memory: 1024, Root: root, Keep: true, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
+		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 2, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
 		Before: giveNvidiaIDs,
 		Args: append(cardArgs("intel"), "-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", h.port),
 			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),

@@ -4,11 +4,15 @@ package vm
 
 import (
 	"context"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +30,49 @@ import (
 //go:embed gpuroot.sh
 var gpuRecipe []byte
 
+// gpuRoot gives the folder of what the recipe makes with a generator: made once, and cached.
+func gpuRoot(t *testing.T, generator string) (made, base string) {
+	t.Helper()
+	Need(t)
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root: makes an initramfs in a Debian")
+		}
+		t.Skip("needs root: makes an initramfs in a Debian")
+	}
+	ctx := t.Context()
+	kernel, err := OpenKernel(ctx, false, os.Stderr)
+	require.NoError(t, err)
+	base, err = lab.BaseImage(ctx, os.Stderr)
+	require.NoError(t, err)
+	cache, err := cacheDir()
+	require.NoError(t, err)
+	sum := sha256.Sum256(slices.Concat(gpuRecipe, []byte(base), []byte(kernel.Deb)))
+	prefix := filepath.Join(cache, "gpu-"+generator+"-")
+	made = prefix + hex.EncodeToString(sum[:6])
+	require.NoError(t, locked(cache, "gpu-"+generator, func() error {
+		if _, err := os.Stat(made); err == nil {
+			return nil
+		}
+		old, err := filepath.Glob(prefix + "*")
+		fresh := filepath.Join(cache, ".gpu-"+generator)
+		for _, each := range append(old, fresh) {
+			err = errors.Join(err, os.RemoveAll(each))
+		}
+		script := filepath.Join(t.TempDir(), "gpuroot.sh")
+		err = errors.Join(err, os.Mkdir(fresh, 0o755), os.WriteFile(script, gpuRecipe, 0o600))
+		if err != nil {
+			return err
+		}
+		_, err = run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", script, base, kernel.Deb, generator, fresh)
+		if err != nil {
+			return errors.Join(err, os.RemoveAll(fresh))
+		}
+		return os.Rename(fresh, made)
+	}))
+	return made, base
+}
+
 // startRoot is a Debian that does not run.
 type startRoot struct {
 	lower, dir string // what is written to it is in dir
@@ -35,26 +82,14 @@ type startRoot struct {
 
 func newStartRoot(t *testing.T, generator string) *startRoot {
 	t.Helper()
-	Need(t)
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs root: makes an initramfs in a Debian")
-		}
-		t.Skip("needs root: makes an initramfs in a Debian")
-	}
-	kernel, err := OpenKernel(t.Context(), false, os.Stderr)
-	require.NoError(t, err)
-	base, err := lab.BaseImage(t.Context(), os.Stderr)
-	require.NoError(t, err)
-	made, err := layer(t.Context(), "gpuroot-of-"+generator, gpuRecipe, base, kernel.Deb, generator)
-	require.NoError(t, err)
+	made, base := gpuRoot(t, generator)
 	// Not in a temporary folder: that may lie on an overlay, on which there cannot be another.
 	cache, err := cacheDir()
 	require.NoError(t, err)
 	dir, err := os.MkdirTemp(cache, "start-")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	r := &startRoot{lower: filepath.Join(made, "layer") + ":" + base, dir: dir, library: t.TempDir(), sys: t.TempDir()}
+	r := &startRoot{lower: made + "/layer:" + base, dir: dir, library: t.TempDir(), sys: t.TempDir()}
 	_, err = run(t.Context(), r.sys, "sh", "-ec", hardware)
 	require.NoError(t, err)
 	for _, name := range []string{"upper", "work", "root", "out"} {
@@ -102,14 +137,14 @@ mount -t proc proc "$root/proc"; mount --bind /dev "$root/dev"; mkdir -p "$root/
 }
 
 // apply has Ansible run a module on the Debian.
-func (r *startRoot) apply(t *testing.T, module string, options map[string]any) answer {
+func (r *startRoot) apply(t *testing.T, module string, options map[string]any) gpuAnswer {
 	t.Helper()
 	options["root"] = filepath.Join(r.dir, "root")
 	text, err := json.Marshal(options)
 	require.NoError(t, err)
 	out := r.mounted(t, fmt.Sprintf(`touch "$out/ansible.cfg"; cd /; export ANSIBLE_LIBRARY='%s' ANSIBLE_CONFIG="$out/ansible.cfg"
 ansible -i localhost, -c local localhost -t "$out/tree" -m %s -a '%s' >/dev/null || [ $? = 2 ]; cat "$out/tree/localhost"`, r.library, module, text))
-	var said answer
+	var said gpuAnswer
 	require.NoError(t, json.Unmarshal([]byte(out), &said), out)
 	return said
 }

@@ -102,8 +102,8 @@ func (c *cards) files(t *testing.T) string {
 	return c.sh(t, "find /etc /var | sort; cat /etc/udev/rules.d/*")
 }
 
-// answer is what the module says.
-type answer struct {
+// gpuAnswer is what the module says.
+type gpuAnswer struct {
 	Changed bool     `json:"changed"`
 	Failed  bool     `json:"failed"`
 	Msg     string   `json:"msg"`
@@ -126,12 +126,12 @@ type answer struct {
 }
 
 // run runs a module as a task with these options.
-func (c *cards) run(t *testing.T, module string, options map[string]any) answer {
+func (c *cards) run(t *testing.T, module string, options map[string]any) gpuAnswer {
 	t.Helper()
 	return c.within(t, options, module)
 }
 
-func (c *cards) within(t *testing.T, options map[string]any, command ...string) answer {
+func (c *cards) within(t *testing.T, options map[string]any, command ...string) gpuAnswer {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -140,12 +140,12 @@ func (c *cards) within(t *testing.T, options map[string]any, command ...string) 
 	require.NoError(t, c.guest.Write(ctx, "/tmp/args.json", text, 0o600))
 	got, err := c.guest.Run(ctx, append(command, "/tmp/args.json")...)
 	require.NoError(t, err)
-	var said answer
+	var said gpuAnswer
 	require.NoError(t, json.Unmarshal([]byte(got.Stdout), &said), "%s%s", got.Stdout, got.Stderr)
 	return said
 }
 
-func (c *cards) gpuVfio(t *testing.T, options map[string]any) answer {
+func (c *cards) gpuVfio(t *testing.T, options map[string]any) gpuAnswer {
 	t.Helper()
 	if _, given := options["stage"]; !given {
 		options["stage"] = "udev" // there is no initramfs to be made in here: see TestGPUIsReservedFromTheStart
@@ -153,12 +153,12 @@ func (c *cards) gpuVfio(t *testing.T, options map[string]any) answer {
 	return c.run(t, "gpu_vfio", options)
 }
 
-func (c *cards) reserve(t *testing.T, addresses ...string) answer {
+func (c *cards) reserve(t *testing.T, addresses ...string) gpuAnswer {
 	t.Helper()
 	return c.gpuVfio(t, map[string]any{"devices": addresses})
 }
 
-func (c *cards) release(t *testing.T) answer {
+func (c *cards) release(t *testing.T) gpuAnswer {
 	t.Helper()
 	return c.gpuVfio(t, map[string]any{"state": "absent"})
 }
@@ -398,7 +398,7 @@ func (c *cards) testSelect(t *testing.T) {
 	assert.Equal(t, before, c.drivers(t))
 }
 
-func addresses(said answer) []string {
+func addresses(said gpuAnswer) []string {
 	var all []string
 	for _, device := range said.Devices {
 		all = append(all, device.Address)
@@ -408,7 +408,7 @@ func addresses(said answer) []string {
 
 func (c *cards) testContainer(t *testing.T) {
 	before := c.drivers(t)
-	inside := func(script string, options map[string]any) answer {
+	inside := func(script string, options map[string]any) gpuAnswer {
 		options["stage"] = "udev"
 		return c.within(t, options, "unshare", "-m", "sh", "-ec", script+`; exec gpu_vfio "$@"`, "sh")
 	}

@@ -1,13 +1,13 @@
 #!/bin/sh
-# The recipe of the layer with which gpu_test.go makes an initramfs: initramfs-tools, a kernel, and an initramfs that has the
-# cards' drivers and says on the console what became of the cards. Its hash is part of the layer's name in the cache. Called
-# by gpu_start_test.go in a mount and process namespace of its own: whatever is mounted here ends with it.
+# The recipe of the layer with which gpu_start_test.go makes an initramfs: initramfs-tools, a kernel, and an initramfs that has the
+# cards' drivers and says on the console what became of the cards; and, of initramfs-tools, the disk of such a Debian for
+# gpu_play_test.go. Its hash is part of the layer's name in the cache. Called by gpu_start_test.go in a mount and process namespace of its own: whatever is mounted here ends with it.
 #
 #   gpuroot.sh BASE KERNEL GENERATOR OUT
 #     BASE       the lab's base image's folder
 #     KERNEL     the kernel's package
 #     GENERATOR  initramfs-tools or dracut
-#     OUT        empty folder; gets layer/
+#     OUT        empty folder; gets layer/ and disk, an ext4 file system
 set -eu
 
 base=$1 kernel=$2 generator=$3 out=$4
@@ -83,6 +83,18 @@ env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.c
 rm -rf "$root/etc/apt"
 cp -a "$out/apt" "$root/etc/apt"
 
-umount "$root/dev" "$root/proc" "$root"
+# It makes a host of a container, and a machine less busy.
+chroot "$root" systemctl -q disable lab-boot.service
+chroot "$root" systemctl -q mask systemd-random-seed.service systemd-update-utmp.service \
+    systemd-update-utmp-runlevel.service systemd-journal-flush.service systemd-binfmt.service \
+    proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount e2scrub_reap.service \
+    systemd-remount-fs.service systemd-networkd-wait-online.service systemd-network-generator.service
+chroot "$root" systemctl -q set-default multi-user.target
+touch "$root/etc/.updated"
+
+umount "$root/dev" "$root/proc"
+rm -rf "$root/srv/apt" "$root/var/cache/apt" "$root/var/lib/apt/lists"
+[ "$generator" = dracut ] || mke2fs -q -t ext4 -E lazy_itable_init=0 -d "$root" "$out/disk" 1536M
+umount "$root"
 rmdir "$root"
-rm -rf "$out/work" "$out/apt" "$out/layer/var/lib/apt/lists" "$out/layer/var/cache/apt" "$out/layer/var/log"
+rm -rf "$out/work" "$out/apt" "$out/layer/var/log"

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,43 +44,25 @@ func debian(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return disk(ctx, "root", lean, base)
-}
-
-// How much of a disk's systemd starts: what a test of the network needs, or all that a host has at work.
-const (
-	lean  = "lean"
-	whole = "whole"
-)
-
-// disk gives the file of a disk with what folders hold together, the topmost first, made ready to be a machine's root.
-func disk(ctx context.Context, name, starts string, folders ...string) (string, error) {
-	made, err := layer(ctx, name, recipe, strings.Join(folders, ":"), starts)
-	return filepath.Join(made, "disk"), err
-}
-
-// layer gives the folder of what a recipe makes from its arguments: a script, which gets an empty folder as its last one. It
-// is made once and cached; another recipe, or other arguments, make another.
-func layer(ctx context.Context, name string, recipe []byte, args ...string) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(slices.Concat(recipe, []byte(strings.Join(args, "\x00"))))
-	made := filepath.Join(cache, name+"-"+hex.EncodeToString(sum[:6]))
-	err = locked(cache, name, func() error {
+	sum := sha256.Sum256(slices.Concat(recipe, []byte(base)))
+	made := filepath.Join(cache, "root-"+hex.EncodeToString(sum[:6])+".img")
+	err = locked(cache, "root", func() error {
 		if _, err := os.Stat(made); err == nil {
 			return nil
 		}
-		return makeLayer(ctx, cache, name, recipe, args, made)
+		return makeDisk(ctx, cache, base, made)
 	})
 	return made, err
 }
 
-// makeLayer makes it; it has its name only when it is complete. Older ones are removed.
-func makeLayer(ctx context.Context, cache, name string, recipe []byte, args []string, made string) error {
-	fresh, script := filepath.Join(cache, "."+name), filepath.Join(cache, name+".sh")
-	old, err := filepath.Glob(filepath.Join(cache, name+"-????????????*"))
+// makeDisk makes the disk, which has its name only when it is complete, and removes older ones.
+func makeDisk(ctx context.Context, cache, base, made string) error {
+	fresh, script := filepath.Join(cache, ".root"), filepath.Join(cache, "root.sh")
+	old, err := filepath.Glob(filepath.Join(cache, "root-*"))
 	for _, each := range append(old, fresh) {
 		err = errors.Join(err, os.RemoveAll(each))
 	}
@@ -89,12 +70,12 @@ func makeLayer(ctx context.Context, cache, name string, recipe []byte, args []st
 	if err != nil {
 		return err
 	}
-	_, err = run(ctx, "", "unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child", "sh", script}, append(args, fresh)...)...)
+	_, err = run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", script, base, fresh)
 	if err == nil {
-		err = os.Rename(fresh, made)
+		err = os.Rename(filepath.Join(fresh, "disk"), made)
 	}
 	if err != nil {
-		err = fmt.Errorf("making %q for guests: %w", name, err)
+		err = fmt.Errorf("making a root for guests: %w", err)
 	}
 	return errors.Join(err, os.RemoveAll(fresh), os.Remove(script))
 }
