@@ -63,9 +63,6 @@ const (
 var Module = ansible.Module[Args, State, Values]{
 	Name: "dns_client",
 	Lock: "dns_client",
-	Rules: ansible.Rules{
-		RequiredIf: []ansible.RequiredIf{{Option: "state", Value: "present", Needs: []string{"servers"}}},
-	},
 	Codes: dnswire.WithCodes(map[ansible.Code]string{
 		CodeUnsupported: "nobody, or somebody whom this module does not know, manages the host's resolver, or cannot do what is asked for",
 		CodeWildcard:    "a search domain has a wildcard, so that every name would be found in it",

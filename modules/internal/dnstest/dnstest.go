@@ -210,7 +210,7 @@ func (s *Server) namedConfig(zones []Zone) string {
 func (s *Server) knotConfig(zones []Zone) string {
 	var out strings.Builder
 
-	fmt.Fprintf(&out, "server:\n  rundir: %s\n  listen: 127.0.0.1@%d\ncontrol:\n  listen: %s/knot.sock\ndatabase:\n  storage: %s\n"+
+	fmt.Fprintf(&out, "server:\n  rundir: %s\n  listen: 127.0.0.1@%d\n  tcp-io-timeout: 20000\ncontrol:\n  listen: %s/knot.sock\ndatabase:\n  storage: %s\n"+
 		"log:\n  - target: stderr\n    any: info\nkey:\n", s.Dir, s.Port, s.Dir, s.Dir)
 
 	for name, algorithm := range Keys {
@@ -248,7 +248,7 @@ func (s *Server) waitReady(zones []Zone) {
 			_ = conn.Close()
 		}
 
-		if ready && err == nil {
+		if ready && err == nil && s.controlled() {
 			return
 		}
 
@@ -257,6 +257,16 @@ func (s *Server) waitReady(zones []Zone) {
 			s.t.Fatalf("%s did not come up:\n%s", s.Kind, text)
 		}
 	}
+}
+
+// controlled tells whether the server's own tool reaches it.
+func (s *Server) controlled() bool {
+	control := exec.Command(Find("rndc"), "-c", s.Control, "status")
+	if s.Kind == "knotd" {
+		control = exec.Command(Find("knotc"), "-s", s.Control, "status")
+	}
+
+	return control.Run() == nil
 }
 
 // Address is the server's, for TCP and UDP.

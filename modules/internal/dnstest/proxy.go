@@ -159,7 +159,12 @@ func (e *Exchange) Pass(each func(n int, raw []byte) []byte) {
 
 	for n := 0; ; n++ {
 		// What follows the last message of a transfer is silence.
-		_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		patience := 300 * time.Millisecond
+		if n == 0 {
+			patience = 20 * time.Second
+		}
+
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
 
 		raw, err := readFrame(conn)
 		if err != nil {

@@ -196,7 +196,18 @@ func (t *talk) read() ([]byte, error) {
 
 // explain gives an error of the network or the protocol its code.
 func (t *talk) explain(err error) error {
-	var failure *ansible.Failure
+	var (
+		failure *ansible.Failure
+		network net.Error
+	)
+
+	// A dialer gives up a moment before the context ends whose deadline it has.
+	if errors.As(err, &network) && network.Timeout() {
+		select {
+		case <-t.ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 
 	cause := context.Cause(t.ctx)
 

@@ -142,11 +142,17 @@ func (s Server) Transfer(ctx context.Context, zone string, each func(Record) err
 	defer t.close()
 
 	in := &transfer{talk: t, zone: dns.CanonicalName(zone), each: each}
+	done := make(chan struct{})
+	messages := t.readAhead(done)
+
+	defer close(done)
 
 	for !in.complete {
-		packed, err := t.read()
+		next := <-messages
+
+		err := next.err
 		if err == nil {
-			err = in.take(packed)
+			err = in.take(next.packed)
 		}
 
 		if err != nil {
@@ -155,6 +161,39 @@ func (s Server) Transfer(ctx context.Context, zone string, each func(Record) err
 	}
 
 	return nil
+}
+
+// message is one as it came, or why there is none.
+type message struct {
+	packed []byte
+	err    error
+}
+
+// ahead is how many messages may wait to be looked at.
+const ahead = 256
+
+// readAhead takes messages from the server as fast as they come, until one cannot be read: some servers end a transfer whose
+// client is slow, such as Knot after half a second.
+func (t *talk) readAhead(done <-chan struct{}) <-chan message {
+	messages := make(chan message, ahead)
+
+	go func() {
+		for {
+			packed, err := t.read()
+
+			select {
+			case messages <- message{packed, err}:
+			case <-done:
+				return
+			}
+
+			if err != nil {
+				return
+			}
+		}
+	}()
+
+	return messages
 }
 
 // transfer is one that is under way.
