@@ -53,7 +53,7 @@ TOOLS_TEST := $(TOOLS_DEMO) $(TOOLS_C) ansible-runner=ansible-runner sshd=openss
 	unshare=util-linux setpriv=util-linux lxd=lxd lxc=lxd-client dnsmasq=dnsmasq-base nft=nftables mkfs.btrfs=btrfs-progs \
 	named=bind9 named-checkzone=bind9-utils dig=bind9-dnsutils knotd=knot kzonecheck=knot-dnssecutils python3-dnspython=python3-dnspython \
 	qemu-system-x86_64=qemu-system-x86 qemu-aarch64=qemu-user xz=xz-utils zstd=zstd lz4=lz4 mke2fs=e2fsprogs \
-	dpkg-deb=dpkg ps=procps ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
+	dpkg-deb=dpkg ps=procps gpg=gpg gpg-agent=gpg-agent ansible-lint=ansible-lint yamllint=yamllint shellcheck=shellcheck
 
 .PHONY: help
 help: ## list the targets

@@ -432,13 +432,25 @@ func TestRestartedInTheMiddle(t *testing.T) {
 
 func TestWaitedForWhoAuthorisesByHand(t *testing.T) {
 	w := zttest.New(t)
+	done := make(chan struct{})
 
-	time.AfterFunc(150*time.Millisecond, func() {
+	go func() {
+		defer close(done)
+
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			if w.Nodes[zttest.NodeA].Call(t, "GET", "/network/"+zttest.Network, "")["status"] == "ACCESS_DENIED" {
+				break
+			}
+		}
+
 		w.Controller("POST", "/controller/network/"+zttest.Network+"/member/"+zttest.NodeA, `{"authorized":true}`)
-	})
+	}()
 
 	result := zttest.OK(t, module, args(w))
-	assert.Greater(t, result.Dict["waited_s"], 0.1)
+
+	<-done
+	assert.Equal(t, "OK", result.Dict["status"])
+	assert.Positive(t, result.Dict["waited_s"])
 }
 
 func TestCheckModeWhereNothingIsInstalled(t *testing.T) {

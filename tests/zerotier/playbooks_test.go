@@ -47,6 +47,8 @@ type site struct {
 	lab       *lab.Lab
 	root      string
 	inventory string
+	// fingerprint is that of the key which signs the package.
+	fingerprint string
 }
 
 // run is one finished run of a playbook.
@@ -183,14 +185,30 @@ func (s *site) offerPackage(name, program, unit string) {
 	}
 
 	command(s.T, folder, "sh", "-ec", `install -D -m 755 "$1" tree/usr/sbin/ztdouble
-mkdir repo && dpkg-deb -q --root-owner-group -Zgzip -z1 -b tree repo/zerotier-one_1.14.1_amd64.deb
-cd repo
-{ dpkg-deb -f *.deb; echo "Filename: ./$(echo *.deb)"; echo "Size: $(stat -c %s *.deb)"; echo "SHA256: $(sha256sum *.deb | cut -d ' ' -f 1)"; } >Packages
-cd .. && tar cf repo.tar repo`, "sh", program)
+mkdir -p repo/dists/test/main/binary-amd64 && cd repo
+dpkg-deb --root-owner-group -Zgzip -z1 -b ../tree zerotier-one_1.14.1_amd64.deb
+{ dpkg-deb -f *.deb; echo "Filename: $(echo *.deb)"; echo "Size: $(stat -c %s *.deb)"; echo "SHA256: $(sha256sum *.deb | cut -d ' ' -f 1)"; } >dists/test/main/binary-amd64/Packages
+cd dists/test
+packages=main/binary-amd64/Packages
+{ printf 'Origin: tests\nSuite: test\nCodename: test\nArchitectures: amd64\nComponents: main\nDate: %s\nSHA256:\n' "$(date -u -R)"
+  echo " $(sha256sum $packages | cut -d ' ' -f 1) $(stat -c %s $packages) $packages"; } >Release
+export GNUPGHOME="$PWD/../../../gnupg"
+mkdir -m 700 "$GNUPGHOME"
+trap 'gpgconf --kill gpg-agent' EXIT
+gpg --batch --quiet --passphrase '' --quick-generate-key 'Tests <tests@example.com>' rsa2048 sign never
+gpg --batch --quiet --clearsign -o InRelease Release
+gpg --armor --export >../../key.asc
+gpg --list-keys --with-colons | sed -n 's/^fpr:*\([0-9A-F]*\):.*/\1/p' | head -1 >../../../fingerprint
+cd ../../.. && tar cf repo.tar repo`, "sh", program)
 
 	text, err := os.ReadFile(filepath.Join(folder, "repo.tar"))
 	require.NoError(s, err)
-	s.input(name, text, "tar xf - -C /srv --one-top-level=zerotier --no-same-owner && echo 'deb [trusted=yes] file:/srv/zerotier/repo ./' >/etc/apt/sources.list.d/zerotier-test.list && apt-get -qq update")
+	s.input(name, text, "tar xf - -C /srv --one-top-level=zerotier --no-same-owner")
+
+	fingerprint, err := os.ReadFile(filepath.Join(folder, "fingerprint"))
+	require.NoError(s, err)
+
+	s.fingerprint = strings.TrimSpace(string(fingerprint))
 }
 
 func (s *site) awaitService(name string) {
@@ -242,7 +260,9 @@ func (s *site) writeInventory() {
 	}
 
 	here := hosts[packaged].(map[string]any)
-	here["zerotier_package_source"], here["zerotier_forward_to"] = "distribution", []string{"10.66.0.0/24"}
+	here["zerotier_key_url"], here["zerotier_key_fingerprint"] = "file:///srv/zerotier/repo/key.asc", s.fingerprint
+	here["zerotier_repository"], here["zerotier_repository_suite"] = "file:/srv/zerotier/repo", "test"
+	here["zerotier_package_source"], here["zerotier_forward_to"] = "vendor", []string{"10.66.0.0/24"}
 
 	children["zerotier_nodes"] = map[string]any{"hosts": hosts}
 	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}}}
@@ -366,8 +386,10 @@ func (s *site) members() []string {
 	return ids
 }
 
-// noise is what may differ on a host that was managed and given back.
-var noise = append([]string{"file /root/.cache", "file /root/.cache/**", "file /home/*/.sudo_as_admin_successful", "nft table inet lxd",
+// noise is what may differ on a host that was managed and given back: the collection's program, what sudo and apt note, and
+// the empty table that the program iptables makes when it is used for the first time, and keeps.
+var noise = append([]string{"file /root/.cache", "file /root/.cache/**", "file /home/*/.sudo_as_admin_successful", "nft table inet lxd", "nft table ip filter", "nft table ip filter, chain FORWARD",
+	"nft table ip filter, chain FORWARD, type filter hook forward priority filter; policy accept;",
 	"file /var/lib/dpkg/status", "file /var/lib/apt/**", "file /var/cache/apt/**"}, lab.IgnoreLXDDatabase...)
 
 func TestPlaybooks(t *testing.T) {
@@ -380,6 +402,12 @@ func TestPlaybooks(t *testing.T) {
 	check := s.passes("10", "--check", "--diff")
 	assert.Positive(t, check.changed)
 	require.Equal(t, []string{foreigner}, s.members(), "check mode changes nothing")
+
+	refused := s.play("10", "--limit", packaged, "-e", "zerotier_key_fingerprint=0000000000000000000000000000000000000000")
+	require.NotZero(t, refused.code, refused.output)
+	require.Contains(t, refused.output, "has the fingerprint "+s.fingerprint)
+	assert.Empty(t, s.sh(packaged, "ls /usr/share/keyrings | grep thinkube || true"), "apt may not use it")
+	s.passes("19", "--limit", packaged)
 
 	start := time.Now()
 	s.passes("10", "-vvvv")
