@@ -560,6 +560,10 @@ func TestInstalledPlaybooksAreFoundByName(t *testing.T) {
 
 		for _, path := range paths {
 			name := "thinkube.infra." + filepath.Base(filepath.Dir(path)) + "." + strings.TrimSuffix(filepath.Base(path), ".yaml")
+			if strings.Contains(name, "-") {
+				name = path // ansible-core takes no hyphen in a name: these are called by path
+			}
+
 			run(t, folder, env, "ansible-playbook", "-i", inventory, "--syntax-check", name)
 		}
 	})
