@@ -238,7 +238,7 @@ func TestTarballHasWhatUsersNeedAndNothingElse(t *testing.T) {
 
 	allowed := regexp.MustCompile(`^(MANIFEST\.json|FILES\.json|README\.md|CHANGELOG\.md|LICENSE|meta/|meta/runtime\.yml` +
 		`|inventory/|inventory/reference\.yaml|libexec/|libexec/thinkube(_gpu_info)?_linux_(amd64|arm64)\.(gz|sha256)` +
-		`|LICENSES/.*|changelogs/.*|docs/.*|(playbooks|roles)/([\w/-]+\.(ya?ml|md|j2))?|(playbooks|roles)/[\w/-]+/|plugins/([\w/]+\.py)?|plugins/[\w/]+/)$`)
+		`|LICENSES/.*|changelogs/.*|docs/.*|(playbooks|roles)/([\w/-]+(\.\w+)*\.(ya?ml|md|j2))?|roles/\w+/files/\w+\.py|(playbooks|roles)/[\w/-]+/|plugins/([\w/]+\.py)?|plugins/[\w/]+/)$`)
 
 	for name, content := range tarball.files {
 		assert.Regexp(t, allowed, name)
