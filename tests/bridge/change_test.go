@@ -322,7 +322,7 @@ func (p *plays) expect(number string, wantChanged, wantFailed int, says ...strin
 
 func (s *site) environ() []string {
 	return append(os.Environ(), "ANSIBLE_COLLECTIONS_PATH="+filepath.Join(dir, "collections"), "ANSIBLE_CONFIG="+filepath.Join(dir, "ansible.cfg"),
-		"ANSIBLE_HOME="+filepath.Join(dir, "home"), "ANSIBLE_SSH_ARGS=-o ControlMaster=auto -o ControlPersist=10s", "ANSIBLE_TIMEOUT=3",
+		"ANSIBLE_HOME="+filepath.Join(dir, "home"), "ANSIBLE_SSH_ARGS=-o ControlMaster=auto -o ControlPersist=10s", "ANSIBLE_TIMEOUT=8",
 		"PYTHONDONTWRITEBYTECODE=1", "ANSIBLE_NOCOLOR=1", "ANSIBLE_LOCALHOST_WARNING=0", "ANSIBLE_SSH_CONTROL_PATH_DIR="+filepath.Join(dir, "cp"))
 }
 

@@ -43,9 +43,13 @@ func holds(t *testing.T, host *lab.Host, command string) bool {
 	return err == nil
 }
 
-// again and back, to show that nothing was left that is in the way.
+// goesOn makes the change again and takes it back, to show that nothing was left that is in the way.
 func (s *site) goesOn(t *testing.T, host *lab.Host) {
 	t.Helper()
+	// The kernel makes it anew, in its own time.
+	eventually(t, 20*time.Second, "the link has its own address", func() bool {
+		return holds(t, host, "ip -6 addr show dev eth0 scope link -tentative | grep -q fe80")
+	})
 	s.isWhole(t, host, "old")
 	assert.True(t, again(t, host))
 	s.leave(t, host)

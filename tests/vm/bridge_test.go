@@ -104,8 +104,8 @@ func (s *site) sh(t *testing.T, script string) string {
 }
 
 // ssh runs something on the host as the controller does: over a new connection, from the other end.
-func (s *site) ssh(ctx context.Context, stdin []byte, command string) (Result, error) {
-	return s.guest.RunInput(ctx, stdin, "ip", "netns", "exec", "lan", "ssh", "root@"+s.addr, command)
+func (s *site) ssh(ctx context.Context, stdin []byte, command string, options ...string) (Result, error) {
+	return s.guest.RunInput(ctx, stdin, append(append([]string{"ip", "netns", "exec", "lan", "ssh"}, options...), "root@"+s.addr, command)...)
 }
 
 func (s *site) reached(ctx context.Context) bool {
@@ -148,7 +148,8 @@ func (s *site) task(ctx context.Context, module string, args map[string]any) (br
 		if err != nil {
 			return bridgeAnswer{}, err
 		}
-		got, err := s.ssh(ctx, text, "thinkube exec")
+		// The host was reached just now, so this is about an emulated processor that has much to do.
+		got, err := s.ssh(ctx, text, "thinkube exec", "-o", "ConnectTimeout=30")
 		if err != nil {
 			return bridgeAnswer{}, err
 		}
