@@ -120,7 +120,9 @@ func makeTargets(args Args, current *State, cards []string) []target {
 				continue
 			}
 
-			targets = append(targets, target{makeRecord(args, current, address, card), driverOf(args, current.Aliases)(*current.PCI.Device(address))})
+			targets = append(targets, target{
+				makeRecord(args, current, address, card), driverOf(args, current.Aliases)(*current.PCI.Device(address)), args.AllowBootDisplay,
+			})
 		}
 	}
 
@@ -140,11 +142,11 @@ func members(args Args, system *pci.System, card string) []string {
 // makeRecord gives what is known of a function from before, or what it is now.
 func makeRecord(args Args, current *State, address, card string) Record {
 	device := current.PCI.Device(address)
-	if known := current.record(address); known != nil && known.ID == device.ID {
+	if known := current.record(address); known != nil && known.is(device) {
 		return *known
 	}
 
-	made := Record{Address: address, ID: device.ID, Card: card, Driver: device.Driver, Module: device.Module, Override: device.Override}
+	made := Record{Address: address, ID: device.ID, Path: device.Path, Card: card, Driver: device.Driver, Module: device.Module, Override: device.Override}
 
 	if args.root() != "" {
 		// Which driver a system that does not run gives to it is not known.
@@ -193,10 +195,17 @@ func keptTargets(args Args, current *State) ([]target, error) {
 			wanted = device.Override
 		}
 
-		kept = append(kept, target{record, wanted})
+		kept = append(kept, target{record, wanted, !guarded(current.Boot, record.Card)})
 	}
 
 	return kept, nil
+}
+
+// guarded tells whether the rule that is there leaves a card alone once the host's display is on it.
+func guarded(boot Boot, card string) bool {
+	rule := boot.file(rulePath)
+
+	return rule == nil || strings.Contains(rule.Content, renderGuard(card))
 }
 
 // findCards gives the GPUs of addresses.
@@ -697,7 +706,7 @@ func addStale(current State, targets []target, planned *plan.Plan[State]) {
 	byCard := map[string][]Record{}
 
 	for _, record := range current.Records {
-		if slices.ContainsFunc(targets, func(each target) bool { return each.Address == record.Address && each.ID != record.ID }) {
+		if slices.ContainsFunc(targets, func(each target) bool { return each.Address == record.Address && each.Record != record }) {
 			byCard[record.Card] = append(byCard[record.Card], record)
 		}
 	}
@@ -749,7 +758,7 @@ func makeRelease(args Args, current *State, records []Record) (release, error) {
 
 	for _, record := range slices.Backward(records) {
 		device := current.PCI.Device(record.Address)
-		if device == nil || device.ID != record.ID || !pci.IsVFIO(device.Driver) && !pci.IsVFIO(device.Override) {
+		if !record.is(device) || !pci.IsVFIO(device.Driver) && !pci.IsVFIO(device.Override) {
 			continue // gone, another card now, or back already
 		}
 

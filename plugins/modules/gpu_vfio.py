@@ -15,7 +15,9 @@ author:
 description:
   - Gives graphics cards to the driver vfio-pci, with all functions of their slots, so that virtual machines can have them - now
     where that is possible, and from then on each time the host starts, before a driver of the host's has seen them.
-  - Cards are told apart by their address, so that of two identical cards one is reserved and the other is not.
+  - Cards are told apart by their address, so that of two identical cards one is reserved and the other is not. At the next starts
+    also their place must be the same, behind the same bridges. Where another card has the address then, or the host's display
+    is on the card, nothing of it is taken.
   - Refuses what would hurt the host, and says why and what to do - the host's own display, a card that somebody uses, a card that
     shares its IOMMU group with other devices, an IOMMU that is off in the firmware or in the kernel.
   - All functions of a card change their driver, or none. If making the initramfs fails, all files are as they were.

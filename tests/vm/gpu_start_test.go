@@ -105,20 +105,22 @@ func newStartRoot(t *testing.T, generator string) *startRoot {
 const hardware = `mkdir -p bus/pci/devices bus/pci/drivers firmware/acpi/tables class/iommu/dmar0 kernel/iommu_groups
 touch firmware/acpi/tables/DMAR bus/pci/drivers_probe
 new() {
-  d=devices/pci0000:00/$1; mkdir -p $d kernel/iommu_groups/$4 bus/pci/drivers/$5 module/$6
+  d=devices/pci0000:00/$7$1; up=../../..${7:+/..}; mkdir -p $d kernel/iommu_groups/$4 bus/pci/drivers/$5 module/$6
   echo 0x${2%:*} >$d/vendor; echo 0x${2#*:} >$d/device; echo 0x$3 >$d/class; echo '(null)' >$d/driver_override
   head -c 64 /dev/zero >$d/config; : >$d/resource; echo live >module/$6/initstate
   ln -sfn ../../../../module/$6 bus/pci/drivers/$5/module
-  ln -s ../../../bus/pci/drivers/$5 $d/driver; ln -s ../../../kernel/iommu_groups/$4 $d/iommu_group
+  ln -s $up/bus/pci/drivers/$5 $d/driver; ln -s $up/kernel/iommu_groups/$4 $d/iommu_group
   ln -s ../../../$d bus/pci/devices/$1
 }
-new 0000:00:02.0 10de:2684 030000 1 bochs-drm bochs
+new 0000:00:02.0 10de:2684 030000 1 bochs-drm bochs ''
 echo 1 >devices/pci0000:00/0000:00:02.0/boot_vga
-for slot in '01 6' '02 7'; do
-  new 0000:${slot% *}:00.0 10de:2684 038000 ${slot#* } bochs-drm bochs
-  new 0000:${slot% *}:00.1 10de:22ba 040300 ${slot#* } snd_hda_intel snd_hda_intel
-  new 0000:${slot% *}:00.2 10de:1ad6 0c0330 ${slot#* } xhci_hcd xhci_pci
-done
+card() {
+  new 0000:$1:00.0 10de:2684 038000 $2 bochs-drm bochs $3
+  new 0000:$1:00.1 10de:22ba 040300 $2 snd_hda_intel snd_hda_intel $3
+  new 0000:$1:00.2 10de:1ad6 0c0330 $2 xhci_hcd xhci_pci $3
+}
+card 01 6 0000:00:04.0/
+card 02 7 0000:00:05.0/
 `
 
 // mounted runs a script where $root is the Debian, with what programs in it expect; $out is a folder for what is to be kept.
@@ -168,10 +170,14 @@ func (r *startRoot) names(t *testing.T) string {
 	return r.mounted(t, `chroot "$root" lsinitramfs $(cd "$root"; ls /boot/initrd.img-* boot/initrd.img-* 2>/dev/null | sed 's,^/*,/,' | grep '^/boot' | tail -n 1) | sort`)
 }
 
-// reports boots an initramfs and gives driver and override of each function, and what the kernel said of the cards.
-func reports(t *testing.T, initrd string) (drivers map[string]string, all string) {
+// reports boots an initramfs, with more of QEMU's options and on the command line, and gives driver and override of each
+// function, and what the kernel said of the cards.
+func reports(t *testing.T, initrd, cmdline string, more ...string) (drivers map[string]string, all string) {
 	t.Helper()
-	guest := Boot(t, Machine{CPUs: 1, Initrd: initrd, Args: cardArgs("intel"), Before: giveNvidiaIDs, Cmdline: cardCmdline + "intel_iommu=on iommu=pt"})
+	guest := Boot(t, Machine{
+		CPUs: 1, Initrd: initrd, Args: append(cardArgs("intel"), more...), Before: giveNvidiaIDs,
+		Cmdline: cardCmdline + "intel_iommu=on iommu=pt " + cmdline,
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
 	require.NoError(t, guest.Wait(ctx))
@@ -184,6 +190,28 @@ func reports(t *testing.T, initrd string) (drivers map[string]string, all string
 	}
 	require.Contains(t, drivers, twin+".2", guest.Serial())
 	return drivers, guest.Serial()
+}
+
+// withEarlyVFIO gives an initramfs whose first program loads vfio-pci before udev runs, as rd.driver.pre does with dracut, and
+// as it is where the driver is part of the kernel.
+func withEarlyVFIO(t *testing.T, initrd string) string {
+	t.Helper()
+	text, err := os.ReadFile(initrd)
+	require.NoError(t, err)
+	added := &archive{dirs: map[string]bool{}}
+	added.file("/early", 0o755, []byte("#!/bin/sh\nmkdir -p /sys /proc\nmount -t sysfs sysfs /sys\nmount -t proc proc /proc\nmodprobe vfio-pci\n[ -d /sys/bus/pci/drivers/vfio-pci ] && echo EARLY >/dev/console\numount /proc /sys\nexec /init\n"))
+	path := initrd + "-early"
+	require.NoError(t, os.WriteFile(path, append(added.bytes(), text...), 0o600))
+	return path
+}
+
+// onlyTwin asserts that the second card is with VFIO, and nothing else.
+func onlyTwin(t *testing.T, drivers map[string]string) {
+	t.Helper()
+	for address, driver := range drivers {
+		assert.Equal(t, strings.HasPrefix(address, twin), driver == "vfio-pci vfio-pci", "%s: %s", address, driver)
+	}
+	assert.Equal(t, "bochs-drm (null)", drivers[first+".0"])
 }
 
 func TestGPUIsReservedFromTheStart(t *testing.T) {
@@ -234,17 +262,27 @@ func TestGPUIsReservedFromTheStart(t *testing.T) {
 	t.Run("booted", func(t *testing.T) {
 		t.Run("reserved", func(t *testing.T) {
 			t.Parallel()
-			drivers, said := reports(t, reserved)
-			for address, driver := range drivers {
-				assert.Equal(t, strings.HasPrefix(address, twin), driver == "vfio-pci vfio-pci", "%s: %s", address, driver)
-			}
-			assert.Equal(t, "bochs-drm (null)", drivers[first+".0"])
+			drivers, said := reports(t, reserved, "udev.children_max=1")
+			onlyTwin(t, drivers)
 			assert.NotContains(t, said, "SAW [drm] Initialized bochs-drm 1.0.0 20130925 for "+twin+".0", "no driver of the host's has seen it")
 			assert.Contains(t, said, "for "+first+".0", "but the twin")
 		})
+		t.Run("with vfio-pci there before udev is", func(t *testing.T) {
+			t.Parallel()
+			drivers, said := reports(t, withEarlyVFIO(t, reserved), "rdinit=/early")
+			require.Contains(t, said, "EARLY")
+			onlyTwin(t, drivers)
+		})
+		t.Run("with one more bus in front", func(t *testing.T) {
+			t.Parallel()
+			drivers, _ := reports(t, reserved, "", "-device", "pcie-root-port,id=rp9,chassis=9,slot=9,addr=3.0")
+			require.Contains(t, drivers, "0000:03:00.2", "the reserved card is there now")
+			assert.Equal(t, "bochs-drm (null)", drivers[twin+".0"], "its twin has its address, and is left alone")
+			assert.Equal(t, "xhci_hcd (null)", drivers[twin+".2"])
+		})
 		t.Run("with an initramfs of before", func(t *testing.T) {
 			t.Parallel()
-			drivers, _ := reports(t, stale)
+			drivers, _ := reports(t, stale, "")
 			assert.Equal(t, "bochs-drm (null)", drivers[twin+".0"], "the rule in /etc alone is of no use")
 			assert.Equal(t, "xhci_hcd (null)", drivers[twin+".2"])
 		})

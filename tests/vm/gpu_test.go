@@ -248,7 +248,7 @@ func (c *cards) testReserve(t *testing.T) {
 	}
 	assert.Equal(t, "/dev/vfio/"+group, c.sh(t, "ls -d /dev/vfio/[0-9]*"), "the twin's group has no node")
 	assert.JSONEq(t, opened, c.opens(t, group, twin+".0"))
-	assert.Equal(t, "3", c.sh(t, `grep -c '^ACTION=="add"' /etc/udev/rules.d/05-thinkube-gpu-vfio.rules`))
+	assert.Equal(t, "6", c.sh(t, `grep -c '^ACTION=="add"' /etc/udev/rules.d/05-thinkube-gpu-vfio.rules`), "two lines for each function")
 	started = time.Now()
 	assert.False(t, c.reserve(t, "0000:02:00.0").Changed, "the second run")
 	t.Logf("reserved in %s, of which is %s what a run takes that has nothing to do", took.Round(time.Millisecond), time.Since(started).Round(time.Millisecond))

@@ -32,8 +32,11 @@ type IOMMU struct {
 // Device is one function of a PCI device.
 type Device struct {
 	Address string `json:"address"`
-	ID      string `json:"id"`    // vendor:device, "10de:2684"
-	Class   string `json:"class"` // six hexadecimal digits, "030000" for a VGA controller
+	// Path is the device's folder below /sys: through which port of which bridge it is reached. An address is given anew at
+	// each start, and belongs to another card once a bus has come before it.
+	Path  string `json:"path,omitempty"`
+	ID    string `json:"id"`    // vendor:device, "10de:2684"
+	Class string `json:"class"` // six hexadecimal digits, "030000" for a VGA controller
 	// Bridge is the header type's word, not the class's: an NVSwitch is of class 0680 and no bridge.
 	Bridge bool   `json:"bridge,omitempty"`
 	Group  string `json:"group,omitempty"` // IOMMU group; empty when it is in none

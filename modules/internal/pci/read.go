@@ -231,6 +231,11 @@ func (r Reader) readDevice(address string) (Device, error) {
 
 	var err error
 
+	device.Path, err = r.devicePath(address)
+	if err != nil {
+		return device, err
+	}
+
 	device.Bridge, err = isBridge(filepath.Join(read.folder, "config"))
 	if err != nil {
 		return device, err
@@ -245,6 +250,21 @@ func (r Reader) readDevice(address string) (Device, error) {
 	}
 
 	return device, err
+}
+
+// devicePath gives the target of the device's link in the bus's folder, ../../../devices/pci0000:00/...
+func (r Reader) devicePath(address string) (string, error) {
+	target, err := os.Readlink(filepath.Join(r.Root+devicesFolder, address))
+	if err != nil {
+		return "", err
+	}
+
+	at := strings.Index(target, "/devices/")
+	if at < 0 {
+		return "", fmt.Errorf("its link %q is not one into /sys/devices", target)
+	}
+
+	return target[at:], nil
 }
 
 // noneIsEmpty: the kernel writes "(null)" for an attribute that was never set.

@@ -73,6 +73,7 @@ func TestReadGivesWhatSysfsSays(t *testing.T) {
 	assert.True(t, system.Device("0000:00:02.0").BootVGA)
 
 	card := system.Device("0000:02:00.2")
+	assert.Equal(t, "/devices/pci0000:00/0000:02:00.2", card.Path)
 	assert.Equal(t, "10de:1ad6", card.ID)
 	assert.Equal(t, "0c0330", card.Class)
 	assert.Equal(t, "7", card.Group)
