@@ -46,6 +46,10 @@ type (
 func makePlan(args Args, current State) (plan.Plan[State], error) {
 	planned := plan.Plan[State]{After: copyState(current)}
 
+	if args.State == "absent" {
+		args.Stage = stageOf(current.Boot) // what stays is done as it was; the option is for what is wanted
+	}
+
 	targets, err := findTargets(args, &current)
 	if err != nil {
 		return planned, err
@@ -68,7 +72,10 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return planned, err
 	}
 
-	err = addBinds(args, current, targets, &planned)
+	// To take something back is no reason to move what stays.
+	if args.State == "present" {
+		err = addBinds(args, current, targets, &planned)
+	}
 
 	return planned, err
 }
@@ -92,7 +99,7 @@ func findTargets(args Args, current *State) ([]target, error) {
 
 	switch {
 	case args.State == "absent":
-		return keptTargets(args, current)
+		return keptTargets(args, current), nil
 	case args.Select != nil:
 		cards, err = selectCards(args, current)
 	default:
@@ -167,10 +174,11 @@ func driverOf(args Args, aliases []vfio.Alias) func(pci.Device) string {
 	}
 }
 
-// keptTargets gives what stays reserved when some cards, or all, are given back.
-func keptTargets(args Args, current *State) ([]target, error) {
+// keptTargets gives what stays reserved when some cards, or all, are given back: what is in the files of the others. A
+// card that is not there may come back; one in whose place another is now stays reserved no longer.
+func keptTargets(args Args, current *State) []target {
 	if args.Devices == nil {
-		return nil, nil
+		return nil
 	}
 
 	gone := map[string]bool{}
@@ -182,23 +190,49 @@ func keptTargets(args Args, current *State) ([]target, error) {
 		}
 	}
 
+	for _, record := range current.Records {
+		if device := current.PCI.Device(record.Address); device != nil && !record.is(device) {
+			gone[record.Card] = true
+		}
+	}
+
 	var kept []target
 
 	for _, record := range current.Records {
-		device := current.PCI.Device(record.Address)
-		if gone[record.Card] || device == nil {
-			continue
+		if !gone[record.Card] {
+			kept = append(kept, target{record, keptDriver(current, record), !guarded(current.Boot, record.Card)})
 		}
-
-		wanted := driverOf(args, current.Aliases)(*device)
-		if pci.IsVFIO(device.Override) {
-			wanted = device.Override
-		}
-
-		kept = append(kept, target{record, wanted, !guarded(current.Boot, record.Card)})
 	}
 
-	return kept, nil
+	return kept
+}
+
+// keptDriver gives the driver that a function is reserved with: that of the rule, or the one that it is set to have.
+func keptDriver(current *State, record Record) string {
+	if rule := current.Boot.file(rulePath); rule != nil {
+		_, after, found := strings.Cut(rule.Content, "ATTR{[pci/"+record.Address+"]driver_override}=\"")
+		if driver, _, ends := strings.Cut(after, `"`); found && ends {
+			return driver
+		}
+	}
+
+	if device := current.PCI.Device(record.Address); device != nil && pci.IsVFIO(device.Override) {
+		return device.Override
+	}
+
+	return vfio.DefaultDriver
+}
+
+// stageOf tells from the files at which stage the cards are reserved.
+func stageOf(boot Boot) string {
+	switch {
+	case boot.file(hookPath) != nil || boot.file(dracutPath) != nil:
+		return "initramfs"
+	case boot.file(rulePath) != nil:
+		return "udev"
+	}
+
+	return "none"
 }
 
 // guarded tells whether the rule that is there leaves a card alone once the host's display is on it.
@@ -383,7 +417,11 @@ func checkFiles(args Args, current State, targets []target) error {
 		}
 	}
 
-	if len(targets) == 0 || args.Stage != "initramfs" {
+	if len(targets) == 0 {
+		return checkImagesSeen(current.Boot)
+	}
+
+	if args.Stage != "initramfs" {
 		return nil
 	}
 
@@ -398,6 +436,16 @@ func checkFiles(args Args, current State, targets []target) error {
 	}
 
 	return nil
+}
+
+// checkImagesSeen refuses to take files back when the images that have them cannot be seen: they would go on reserving.
+func checkImagesSeen(boot Boot) error {
+	if stageOf(boot) != "initramfs" || len(boot.Images) > 0 {
+		return nil
+	}
+
+	return ansible.Fail(CodeNoInitramfs, "mount /boot; or, if the host starts without an initramfs by now, remove "+hookPath+" or "+dracutPath,
+		"the reservation is in the initramfs as well, and no initramfs is found in /boot for a kernel whose modules are in /lib/modules")
 }
 
 // addPrepare adds the step that has the host reserve the cards when it starts.
