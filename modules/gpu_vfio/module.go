@@ -102,6 +102,7 @@ const (
 	CodeTooFew           ansible.Code = "too_few"
 	CodeIOMMUOffFirmware ansible.Code = "iommu_off_firmware"
 	CodeIOMMUOffKernel   ansible.Code = "iommu_off_kernel"
+	CodeLost             ansible.Code = "lost"
 	CodeVirtualFunctions ansible.Code = "virtual_functions"
 	CodeNotIsolated      ansible.Code = "not_isolated"
 	CodeBootDisplay      ansible.Code = "boot_display"
@@ -119,6 +120,7 @@ const (
 var codes = map[vfio.Kind]ansible.Code{
 	vfio.IOMMUOffFirmware: CodeIOMMUOffFirmware,
 	vfio.IOMMUOffKernel:   CodeIOMMUOffKernel,
+	vfio.Lost:             CodeLost,
 	vfio.VirtualFunctions: CodeVirtualFunctions,
 	vfio.NotIsolated:      CodeNotIsolated,
 	vfio.BootDisplay:      CodeBootDisplay,
@@ -139,6 +141,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeTooFew:           "fewer cards than asked for fit the selector and can be reserved; msg says why each other cannot",
 		CodeIOMMUOffFirmware: "the IOMMU is off in the firmware",
 		CodeIOMMUOffKernel:   "the firmware has an IOMMU and the kernel does not use it",
+		CodeLost:             "the card does not answer, or one that is reserved is not there any more",
 		CodeVirtualFunctions: "the card is divided into SR-IOV virtual functions or mediated devices, or is a virtual function itself",
 		CodeNotIsolated:      "the card is in no IOMMU group, or in one with devices that are not its own",
 		CodeBootDisplay:      "the host's display is on the card",

@@ -101,7 +101,10 @@ func findTargets(args Args, current *State) ([]target, error) {
 	case args.State == "absent":
 		return keptTargets(args, current), nil
 	case args.Select != nil:
-		cards, err = selectCards(args, current)
+		err = checkKept(current)
+		if err == nil {
+			cards, err = selectCards(args, current)
+		}
 	default:
 		cards, err = findCards(args.Devices, current)
 	}
@@ -338,6 +341,19 @@ func selectCards(args Args, current *State) ([]string, error) {
 	slices.SortFunc(picked, pci.Compare)
 
 	return picked, nil
+}
+
+// checkKept refuses to pick while a reserved card is away: it would be given up for another, or for none.
+func checkKept(current *State) error {
+	for _, record := range current.Records {
+		device := current.PCI.Device(record.Address)
+		if record.Address == record.Card && (device == nil || device.Lost) {
+			return ansible.Fail(CodeLost, "restart the host; or give the card up, with state: absent and devices: [\""+record.Address+"\"]",
+				"card %s (%s) is reserved, and is not there or does not answer", record.Address, record.ID)
+		}
+	}
+
+	return nil
 }
 
 func reservedFirst(current *State, address string) int {
@@ -806,8 +822,8 @@ func makeRelease(args Args, current *State, records []Record) (release, error) {
 
 	for _, record := range slices.Backward(records) {
 		device := current.PCI.Device(record.Address)
-		if !record.is(device) || !pci.IsVFIO(device.Driver) && !pci.IsVFIO(device.Override) {
-			continue // gone, another card now, or back already
+		if !record.is(device) || device.Lost || !pci.IsVFIO(device.Driver) && !pci.IsVFIO(device.Override) {
+			continue // gone, another card now, nobody to give back, or back already
 		}
 
 		if device.Driver == record.Driver && device.Override == record.Override {

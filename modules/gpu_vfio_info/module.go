@@ -185,6 +185,8 @@ func summarize(system *pci.System, gpu GPU) string {
 	name := vfio.Describe(system, gpu.Address)
 
 	switch {
+	case system.Device(gpu.Address).Lost && gpu.Reserved:
+		return name + " is reserved, and does not answer: it has fallen off the bus, or is switched off"
 	case gpu.Reserved && gpu.Viable:
 		return name + " is reserved, with all that belongs to it"
 	case gpu.Reserved:

@@ -49,7 +49,9 @@ options:
     default: present
   select:
     description:
-      - Picks cards by what they are, in place of I(devices). Cards that are reserved already are picked first.
+      - Picks cards by what they are, in place of I(devices). Cards that are reserved already are picked first. One that is
+        reserved and is not there any more, or does not answer, is an error, since nobody can say whether it would be picked;
+        I(state=absent) with its address in I(devices) gives it up.
     type: dict
     suboptions:
       id:
@@ -278,6 +280,7 @@ failure:
         - C(iommu_off_firmware) - the IOMMU is off in the firmware.
         - C(iommu_off_kernel) - the firmware has an IOMMU and the kernel does not use it.
         - C(last_display) - it is a desktop, and no GPU would be left for it.
+        - C(lost) - the card does not answer, or one that is reserved is not there any more.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
         - C(no_driver) - the driver is not there.
         - C(no_initramfs) - nobody is found who makes the initramfs, or it has no image.

@@ -38,7 +38,9 @@ type Device struct {
 	ID    string `json:"id"`    // vendor:device, "10de:2684"
 	Class string `json:"class"` // six hexadecimal digits, "030000" for a VGA controller
 	// Bridge is the header type's word, not the class's: an NVSwitch is of class 0680 and no bridge.
-	Bridge bool   `json:"bridge,omitempty"`
+	Bridge bool `json:"bridge,omitempty"`
+	// Lost tells that nobody answers at its address: it has fallen off the bus, or is switched off.
+	Lost   bool   `json:"lost,omitempty"`
 	Group  string `json:"group,omitempty"` // IOMMU group; empty when it is in none
 	Driver string `json:"driver,omitempty"`
 	// Module is the kernel module of the driver; empty when the driver is part of the kernel.

@@ -3,6 +3,7 @@
 package pci_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -129,6 +130,17 @@ func TestReadFindsWhoUsesAGroup(t *testing.T) {
 	kernel.Open(t, 50, "qemu-system-x86_64", "/dev/vfio/7")
 
 	assert.Equal(t, []pci.User{{50, "qemu-system-x86_64", "/dev/vfio/7"}}, read(t, kernel).Device("0000:01:00.0").Users)
+}
+
+func TestWhatDoesNotAnswerIsNoBridge(t *testing.T) {
+	kernel := pcitest.New(t, pcitest.Card("0000:01:00", "6")...)
+	kernel.Put(t, "/sys/devices/pci0000:00/0000:01:00.0/config", strings.Repeat("\xff", 64))
+
+	system := read(t, kernel)
+	assert.True(t, system.Device("0000:01:00.0").Lost)
+	assert.False(t, system.Device("0000:01:00.0").Bridge)
+	assert.Equal(t, []string{"0000:01:00.0"}, system.GPUs(), "it is a GPU all the same")
+	assert.False(t, system.Device("0000:01:00.1").Lost)
 }
 
 func TestReadFindsVirtualFunctionsAndMediatedDevices(t *testing.T) {

@@ -19,6 +19,7 @@ type Kind string
 const (
 	IOMMUOffFirmware Kind = "iommu_off_firmware"
 	IOMMUOffKernel   Kind = "iommu_off_kernel"
+	Lost             Kind = "lost"
 	VirtualFunctions Kind = "virtual_functions"
 	NotIsolated      Kind = "not_isolated"
 	BootDisplay      Kind = "boot_display"
@@ -93,13 +94,26 @@ func Check(system *pci.System, gpu string, wish Wish) []Refusal {
 
 	var found []Refusal
 
-	for _, check := range []func(*pci.System, string, Wish) *Refusal{checkVFs, checkIsolation, checkDisplay, checkUsers} {
+	for _, check := range []func(*pci.System, string, Wish) *Refusal{checkLost, checkVFs, checkIsolation, checkDisplay, checkUsers} {
 		if refusal := check(system, gpu, wish); refusal != nil {
 			found = append(found, *refusal)
 		}
 	}
 
 	return found
+}
+
+func checkLost(system *pci.System, gpu string, wish Wish) *Refusal {
+	for _, address := range Members(system, gpu, wish.AllowMembers) {
+		if system.Device(address).Lost {
+			return &Refusal{
+				Lost, address + " does not answer: it has fallen off the bus, or is switched off",
+				"restart the host; where it comes back only then, a virtual machine's stop may have left it so (the kernel cannot reset every card)",
+			}
+		}
+	}
+
+	return nil
 }
 
 func checkVFs(system *pci.System, gpu string, _ Wish) *Refusal {
