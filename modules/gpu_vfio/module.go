@@ -107,6 +107,7 @@ const (
 	CodeNotIsolated      ansible.Code = "not_isolated"
 	CodeBootDisplay      ansible.Code = "boot_display"
 	CodeInUse            ansible.Code = "in_use"
+	CodeHeld             ansible.Code = "held_by_driver"
 	CodeLastDisplay      ansible.Code = "last_display"
 	CodeNoDriver         ansible.Code = "no_driver"
 	CodeNoInitramfs      ansible.Code = "no_initramfs"
@@ -125,6 +126,7 @@ var codes = map[vfio.Kind]ansible.Code{
 	vfio.NotIsolated:      CodeNotIsolated,
 	vfio.BootDisplay:      CodeBootDisplay,
 	vfio.InUse:            CodeInUse,
+	vfio.HeldByDriver:     CodeHeld,
 }
 
 // Module is gpu_vfio.
@@ -145,7 +147,8 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeVirtualFunctions: "the card is divided into SR-IOV virtual functions or mediated devices, or is a virtual function itself",
 		CodeNotIsolated:      "the card is in no IOMMU group, or in one with devices that are not its own",
 		CodeBootDisplay:      "the host's display is on the card",
-		CodeInUse:            "somebody uses the card; msg names processes and files",
+		CodeInUse:            "somebody uses the card; msg names processes and files, or disks and network interfaces",
+		CodeHeld:             "nobody uses the card, and its driver would not let go of it, as NVIDIA's in persistence mode",
 		CodeLastDisplay:      "it is a desktop, and no GPU would be left for it",
 		CodeNoDriver:         "the driver is not there",
 		CodeNoInitramfs:      "nobody is found who makes the initramfs, or it has no image",

@@ -749,7 +749,8 @@ func driversAfter(moves []vfio.Move) map[string]string {
 func applyMoves(state *State, moves []vfio.Move) {
 	for _, move := range moves {
 		device := state.PCI.Device(move.Address)
-		device.Driver, device.Override, device.Users, device.Persistence = move.Driver, move.Override, nil, ""
+		device.Driver, device.Override, device.Users, device.Uses, device.Modeset = move.Driver, move.Override, nil, nil, false
+		device.Persistence, device.PersistenceWhy = "", ""
 
 		if move.Driver == vfio.AnyDriver {
 			device.Driver = ""

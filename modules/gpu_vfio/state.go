@@ -111,10 +111,7 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	if h.args.live() {
-		err = vfio.ReadPersistence(ctx, &state.PCI)
-		if err != nil {
-			return state, err
-		}
+		vfio.ReadPersistence(ctx, &state.PCI)
 	}
 
 	state.Aliases, err = h.readAliases()

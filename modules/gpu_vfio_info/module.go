@@ -158,7 +158,7 @@ func makeGPU(args Args, system *pci.System, address string) GPU {
 		each := system.Device(function)
 		gpu.Reserved = gpu.Reserved && pci.IsVFIO(each.Driver)
 		gpu.ShowsHost = gpu.ShowsHost || vfio.ShowsHost(*each) != ""
-		gpu.Users = append(gpu.Users, vfio.UsersOf(*each)...)
+		gpu.Users = append(gpu.Users, slices.Concat(vfio.UsersOf(*each), vfio.HeldOf(*each))...)
 	}
 
 	// What is reserved already is not in the way of itself.

@@ -273,7 +273,8 @@ failure:
         - C(conflict) - somebody else changed the object while this task did.
         - C(failed) - a step was refused; msg has the reason.
         - C(foreign_file) - a file of the name that this module uses was written by somebody else.
-        - C(in_use) - somebody uses the card; msg names processes and files.
+        - C(held_by_driver) - nobody uses the card, and its driver would not let go of it, as NVIDIA's in persistence mode.
+        - C(in_use) - somebody uses the card; msg names processes and files, or disks and network interfaces.
         - C(initramfs_failed) - making the initramfs failed; files and images are as they were.
         - C(internal) - a defect in the module; please report it.
         - C(invalid_argument) - an option's value is refused; nothing was touched.

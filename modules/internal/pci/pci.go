@@ -62,9 +62,14 @@ type Device struct {
 	// Nodes are the device nodes that belong to it, such as /dev/dri/card0, and Users who has one of them open.
 	Nodes []string `json:"nodes,omitempty"`
 	Users []User   `json:"users,omitempty"`
+	// Uses are those of the kernel, for which no process has a node open: a mounted disk, swap, a network interface that is up.
+	Uses []string `json:"uses,omitempty"`
+	// Modeset tells that NVIDIA's driver holds the card for kernel mode setting.
+	Modeset bool `json:"modeset,omitempty"`
 	// Persistence is NVIDIA's persistence mode, which holds the card without an open node: enabled, disabled, unknown, or
-	// empty where the driver has none.
-	Persistence string `json:"persistence,omitempty"`
+	// empty where the driver has none; PersistenceWhy is why it is unknown.
+	Persistence    string `json:"persistence,omitempty"`
+	PersistenceWhy string `json:"persistence_why,omitempty"`
 }
 
 // User is a process that has a device's node open.
