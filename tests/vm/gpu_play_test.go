@@ -58,7 +58,7 @@ const gpuInventory = `all:
       hosts: {}
 `
 
-func bootGPUHost(t *testing.T) *gpuHost {
+func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 	t.Helper()
 	made, _ := gpuRoot(t, "initramfs-tools")
 	h := &gpuHost{dir: t.TempDir(), port: freePort(t)}
@@ -69,7 +69,7 @@ func bootGPUHost(t *testing.T) *gpuHost {
 	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "inventory.yaml"), fmt.Appendf(nil, gpuInventory, h.port, h.dir), 0o600))
 	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
 	h.cards = &cards{guest: Boot(t, Machine{
-		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 2, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
+		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 2, Memory: 1024, Cmdline: cardCmdline + cmdline, Modules: []string{"virtio_net", "autofs4"},
 		Before: giveNvidiaIDs,
 		Args: append(cardArgs("intel"), "-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", h.port),
 			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),
@@ -144,7 +144,7 @@ func (h *gpuHost) play(t *testing.T, name string, args ...string) (text string, 
 
 func TestGPUPlaybooks(t *testing.T) {
 	Need(t)
-	h := bootGPUHost(t)
+	h := bootGPUHost(t, "intel_iommu=on iommu=pt")
 	before, files := h.drivers(t), h.state(t)
 	require.Equal(t, "bochs-drm (null)", before[twin+".0"])
 
@@ -152,11 +152,15 @@ func TestGPUPlaybooks(t *testing.T) {
 	assert.Equal(t, 1, failed, "the test before the set-up: %s", text)
 	assert.Equal(t, before, h.drivers(t))
 
-	// A card that is in use is reserved by a restart, which the playbook makes.
+	// A card that is in use is reserved by a restart, which the playbook makes when it may end who uses it.
 	end := h.hold(t, "exec sleep 1000 </dev/dri/by-path/pci-"+twin+".0-card", "pgrep -x sleep")
 	text, changed, failed := h.play(t, "30_reserve_gpus")
+	assert.Equal(t, 1, failed, text)
+	assert.NotZero(t, changed, "it is prepared")
+	assert.Contains(t, text, "(sleep) has /dev/dri/card")
+	require.Zero(t, h.restarts, text)
+	text, _, failed = h.play(t, "30_reserve_gpus", "-e", "gpu_reservation_restart_users=true")
 	require.Zero(t, failed, text)
-	assert.NotZero(t, changed)
 	assert.Equal(t, 1, h.restarts, "%s", text)
 	end()
 	h.settle(t)
@@ -203,6 +207,23 @@ func TestGPUPlaybooks(t *testing.T) {
 	assert.Equal(t, 1, h.restarts, "the way back needs no restart")
 	text, _, failed = h.play(t, "38_test_gpu_reservation")
 	assert.Equal(t, 1, failed, text)
+}
+
+// TestGPUPlaybookWhereARestartDoesNotHelp: QEMU pins a command line that switches the IOMMU off, whatever GRUB's files say.
+func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
+	Need(t)
+	h := bootGPUHost(t, "intel_iommu=off")
+	text, _, failed := h.play(t, "30_reserve_gpus")
+	assert.Equal(t, 1, failed, text)
+	assert.Equal(t, 1, h.restarts, "GRUB's next start was to be with another line: %s", text)
+	assert.Contains(t, text, "the IOMMU is off in the kernel")
+	h.settle(t)
+
+	text, changed, failed := h.play(t, "30_reserve_gpus")
+	assert.Equal(t, 1, failed, text)
+	assert.Zero(t, changed, text)
+	assert.Equal(t, 1, h.restarts, "it has been started with that line, and not with it: %s", text)
+	assert.Contains(t, text, "something else starts the host", "%s", text)
 }
 
 // move is a script that moves all functions of a slot to a driver, or to those that they have by themselves.
