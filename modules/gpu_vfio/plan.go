@@ -31,6 +31,8 @@ type (
 	bind struct {
 		Records []Record    `json:"records,omitempty"`
 		Moves   []vfio.Move `json:"moves"`
+		// Prepared tells that the next start of the host does it as well.
+		Prepared bool `json:"prepared,omitempty"`
 	}
 	// release gives the functions of a card back.
 	release struct {
@@ -636,7 +638,7 @@ func addBinds(args Args, current State, targets []target, planned *plan.Plan[Sta
 	}
 
 	for _, together := range shareGroups(&current.PCI, targets) {
-		do := bind{Records: newRecords(planned.After, together)}
+		do := bind{Records: newRecords(planned.After, together), Prepared: planned.After.Boot.file(rulePath) != nil}
 
 		var cards []string
 
