@@ -122,7 +122,7 @@ func (h *host) checkImage(ctx context.Context, image *initramfs.Image, do prepar
 	}
 
 	for _, module := range do.Modules {
-		if do.Rule != "" && !slices.Contains(image.Modules, module) {
+		if do.Rule != "" && lacks(*image, module) {
 			return fmt.Errorf("it was made without module %s", module)
 		}
 	}

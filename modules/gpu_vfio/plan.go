@@ -63,6 +63,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	addStale(current, targets, &planned)
+	reportBuiltIn(args, current, targets, &planned)
 
 	// What is prepared for the next start comes first: if making an initramfs fails, nothing has moved yet.
 	err = addPrepare(args, current, targets, &planned)
@@ -466,6 +467,24 @@ func checkImagesSeen(boot Boot) error {
 		"the reservation is in the initramfs as well, and no initramfs is found in /boot for a kernel whose modules are in /lib/modules")
 }
 
+// reportBuiltIn warns of functions that nobody moves at the start.
+func reportBuiltIn(args Args, current State, targets []target, planned *plan.Plan[State]) {
+	if args.Stage == "none" || current.Boot.Systemd {
+		return
+	}
+
+	for _, each := range targets {
+		if each.builtIn() {
+			driver := "its driver is part of the kernel"
+			if each.Driver == vfio.AnyDriver {
+				driver = "its driver may be part of the kernel"
+			}
+
+			planned.Add(plan.Report, each.Address, nil, "%s, which then has it before udev runs, and there is no systemd for a unit that moves it: see after a start whether it is reserved", driver)
+		}
+	}
+}
+
 // addPrepare adds the step that has the host reserve the cards when it starts.
 func addPrepare(args Args, current State, targets []target, planned *plan.Plan[State]) error {
 	files := renderFiles(args, current.Boot, targets)
@@ -489,7 +508,9 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 		do.Rule = files[0].Content
 	}
 
-	do.Images = staleImages(args, current.Boot.Images, do, len(files) > 0)
+	do.Images = staleImages(args, current.Boot, do, len(files) > 0)
+	reportImages(planned, current.Boot.Images, do)
+
 	if do.Changes == nil && do.Images == nil {
 		return nil
 	}
@@ -516,14 +537,20 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 }
 
 // staleImages gives the images that do not have what the files say, whatever the reason.
-func staleImages(args Args, images []initramfs.Image, do prepare, wanted bool) []initramfs.Image {
+//
+// One that cannot be read is made again where it has to have something, or may have something that has to go.
+func staleImages(args Args, boot Boot, do prepare, wanted bool) []initramfs.Image {
 	var stale []initramfs.Image
 
-	for _, image := range images {
+	for _, image := range boot.Images {
 		rule, has := image.Rules[filepath.Base(rulePath)]
-		lacks := slices.ContainsFunc(do.Modules, func(module string) bool { return !slices.Contains(image.Modules, module) })
+		lacks := slices.ContainsFunc(do.Modules, func(module string) bool { return lacks(image, module) })
 
 		switch {
+		case image.Problem != "":
+			if do.Rule != "" || stageOf(boot) == "initramfs" {
+				stale = append(stale, image)
+			}
 		case do.Rule != "" && (rule != do.Rule || lacks):
 			stale = append(stale, image)
 		case !wanted && has:
@@ -536,6 +563,27 @@ func staleImages(args Args, images []initramfs.Image, do prepare, wanted bool) [
 	return stale
 }
 
+// lacks tells whether an image lacks a module that its kernel has.
+func lacks(image initramfs.Image, module string) bool {
+	return !slices.Contains(image.Modules, module) && !slices.Contains(image.Lacking, module)
+}
+
+// reportImages says what of the images is not as it should be, and no failure.
+func reportImages(planned *plan.Plan[State], images []initramfs.Image, do prepare) {
+	for _, image := range images {
+		made := slices.ContainsFunc(do.Images, func(other initramfs.Image) bool { return other.Path == image.Path })
+		if image.Problem != "" && !made {
+			planned.Add(plan.Report, image.Path, nil, "it cannot be read, which is no matter here: %s", image.Problem)
+		}
+
+		for _, module := range do.Modules {
+			if do.Rule != "" && slices.Contains(image.Lacking, module) {
+				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s, so no card is reserved while it runs", image.Release, module)
+			}
+		}
+	}
+}
+
 // hasRule tells whether the rule that is written is the same.
 func hasRule(do prepare, rule string) bool {
 	return !slices.ContainsFunc(do.Changes, func(change ownfile.Change) bool {
@@ -545,7 +593,7 @@ func hasRule(do prepare, rule string) bool {
 
 // freshImage is an image as it will be.
 func freshImage(image initramfs.Image, do prepare) initramfs.Image {
-	image.Rules = nil
+	image.Rules, image.Problem = nil, ""
 	if do.Rule == "" {
 		return image
 	}
@@ -554,7 +602,7 @@ func freshImage(image initramfs.Image, do prepare) initramfs.Image {
 	image.Modules = slices.Clone(image.Modules)
 
 	for _, module := range do.Modules {
-		if !slices.Contains(image.Modules, module) {
+		if lacks(image, module) {
 			image.Modules = append(image.Modules, module)
 		}
 	}

@@ -48,8 +48,9 @@ func (r Record) is(device *pci.Device) bool {
 	return device != nil && device.ID == r.ID && device.Path == r.Path
 }
 
-// builtIn tells that the function's driver is there before udev is.
-func (r Record) builtIn() bool { return r.Driver != "" && r.Driver != vfio.AnyDriver && r.Module == "" }
+// builtIn tells that the function's driver is there before udev is, or may be: which one a system gives to it that does not
+// run is not known.
+func (r Record) builtIn() bool { return r.Driver != "" && r.Module == "" }
 
 // Boot is what the host does when it starts.
 type Boot struct {
@@ -245,20 +246,33 @@ func (h *host) readBoot(ctx context.Context, aliases []vfio.Alias) (Boot, error)
 
 	for i := range boot.Images {
 		err = h.look(ctx, &boot.Images[i], moduleNames(h.args, aliases))
-		if err != nil {
+		if ctx.Err() != nil {
 			return boot, err
+		}
+
+		// It may be that of a kernel which nobody starts. Whether it matters is the plan's to say.
+		if err != nil {
+			boot.Images[i].Problem = err.Error()
 		}
 	}
 
 	return boot, nil
 }
 
-// look reads what an image has of ours. Modules that its kernel has built in count as being there.
+// look reads what an image has of ours. Modules that its kernel has built in count as being there; those that it does not
+// have at all are named.
 func (h *host) look(ctx context.Context, image *initramfs.Image, modules []string) error {
 	err := h.tree().Look(ctx, image, []string{filepath.Base(rulePath)}, modules)
 	if err != nil {
 		return err
 	}
+
+	installed, known, err := h.tree().Installed(image.Release)
+	if err != nil {
+		return fmt.Errorf("reading which modules kernel %s has: %w", image.Release, err)
+	}
+
+	image.Lacking = nil
 
 	for _, module := range modules {
 		builtIn, err := h.tree().BuiltIn(image.Release, module)
@@ -268,6 +282,10 @@ func (h *host) look(ctx context.Context, image *initramfs.Image, modules []strin
 
 		if builtIn && !slices.Contains(image.Modules, module) {
 			image.Modules = append(image.Modules, module)
+		}
+
+		if known && !builtIn && !installed[module] && !slices.Contains(image.Lacking, module) {
+			image.Lacking = append(image.Lacking, module)
 		}
 	}
 

@@ -107,7 +107,9 @@ options:
       - How a card is reserved when the host starts. C(initramfs) is a udev rule that is in the initramfs too, made again by
         initramfs-tools or dracut when it is stale; C(udev) is the rule alone, enough where no driver of the card is in the
         initramfs; C(none) is nothing.
-      - Functions whose drivers are part of the kernel get a systemd unit as well, since those have them before any rule.
+      - Functions whose drivers are part of the kernel, or may be (below I(root)), get a systemd unit as well, since those have them
+        before any rule. Without systemd there is a warning.
+      - With I(state=absent), what stays reserved stays at the stage that it has.
     type: str
     choices: [initramfs, udev, none]
     default: initramfs

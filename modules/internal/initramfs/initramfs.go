@@ -37,6 +37,10 @@ type Image struct {
 	Rules map[string]string `json:"rules,omitempty"`
 	// Modules are the kernel modules that were asked for and are in it.
 	Modules []string `json:"modules,omitempty"`
+	// Lacking are those of them that its kernel does not have at all, so that no image of it can.
+	Lacking []string `json:"lacking,omitempty"`
+	// Problem is why it cannot be read, such as an image that was cut off; empty when it was.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Generator tells who makes the tree's images; empty when nobody does.
@@ -142,6 +146,24 @@ func (t Tree) BuiltIn(release, module string) (bool, error) {
 	}
 
 	return false, err
+}
+
+// Installed gives the names of the modules that are installed for a kernel, with hyphens; known is false where depmod(8) has
+// not written them down.
+func (t Tree) Installed(release string) (names map[string]bool, known bool, err error) {
+	text, err := os.ReadFile(filepath.Join(t.Root, "/lib/modules", release, "modules.dep"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+
+	names = map[string]bool{}
+
+	for line := range strings.Lines(string(text)) {
+		path, _, _ := strings.Cut(line, ":")
+		names[moduleName(path)] = true
+	}
+
+	return names, err == nil, err
 }
 
 // decompressors are the programs that read what Go's library cannot; whoever makes such images has them.
