@@ -248,6 +248,16 @@ func TestGPUIsReservedFromTheStart(t *testing.T) {
 		said = r.apply(t, "gpu_vfio", options())
 		assert.Equal(t, "initramfs_failed", said.Failure.Code, "a tool that does nothing and says that all is well: %s", said.Msg)
 		r.mounted(t, `cp "$out/conf" "$root/etc/initramfs-tools/update-initramfs.conf"`)
+
+		// A boot loader that boots its own copy, and a failure after that was made.
+		r.mounted(t, `d="$root/etc/initramfs/post-update.d"; mkdir -p "$d"; printf '#!/bin/sh\ncp "$2" /boot/copy\n' >"$d/10copy"
+printf '#!/bin/sh\n[ ! -e /boot/fail ] || { rm /boot/fail; echo no space on the other partition >&2; exit 1; }\n' >"$d/20fail"; chmod 755 "$d"/*; touch "$root/boot/fail"`)
+		said = r.apply(t, "gpu_vfio", options())
+		assert.Equal(t, "initramfs_failed", said.Failure.Code, said.Msg)
+		assert.Contains(t, said.Msg, "no space on the other partition")
+		assert.Equal(t, sum, r.mounted(t, `sha256sum "$root"/boot/initrd.img-*`))
+		assert.NotEmpty(t, r.mounted(t, `cmp "$root/boot/copy" "$root"/boot/initrd.img-* && echo the same`), "the boot loader's copy is the old one again")
+		r.mounted(t, `rm -r "$root/etc/initramfs" "$root/boot/copy"`)
 		require.False(t, r.apply(t, "gpu_vfio", options()).Failed)
 	})
 

@@ -147,7 +147,7 @@ func TestKeepPutsAnImageBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "initrd.img-1")
 	require.NoError(t, os.WriteFile(path, []byte("old"), 0o600))
 
-	saved, err := keep(path)
+	saved, err := keep("", Image{Path: path})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(path+".new", []byte("new"), 0o600))
 	require.NoError(t, os.Rename(path+".new", path))
@@ -161,4 +161,17 @@ func TestKeepPutsAnImageBack(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".*"))
 	require.NoError(t, err)
 	assert.Empty(t, left)
+}
+
+func TestLeftoversOfARunThatWasKilled(t *testing.T) {
+	tree := Tree{Root: t.TempDir()}
+	require.NoError(t, os.Mkdir(tree.Root+"/boot", 0o755))
+
+	for _, name := range []string{"initrd.img-1", ".thinkube-initrd.img-1", "initramfs-2.img.thinkube-new", ".thinkube", "vmlinuz-1"} {
+		require.NoError(t, os.WriteFile(tree.Root+"/boot/"+name, nil, 0o600))
+	}
+
+	found, err := tree.Leftovers()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"/boot/.thinkube-initrd.img-1", "/boot/initramfs-2.img.thinkube-new"}, found)
 }

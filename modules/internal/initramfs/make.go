@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Remake has images made again, all or none: when one fails, or check finds fault with it, those that were there before
@@ -29,7 +31,7 @@ func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context
 	}()
 
 	for _, image := range images {
-		saved, err := keep(t.Root + image.Path)
+		saved, err := keep(t.Root, image)
 		if err != nil {
 			return fmt.Errorf("keeping the old initramfs %q: %w", image.Path, err)
 		}
@@ -51,11 +53,16 @@ func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context
 
 func (t Tree) remake(ctx context.Context, image Image) error {
 	if t.Generator() == InitramfsTools {
-		return t.Run(ctx, "update-initramfs", "-u", "-k", image.Release)
+		err := t.Run(ctx, "update-initramfs", "-u", "-k", image.Release)
+		if err != nil {
+			_ = os.Remove(t.Root + image.Path + ".new") // what it was writing when it was ended
+		}
+
+		return err
 	}
 
 	// dracut writes over what is there, and a loss of power then leaves no image at all. So it writes beside it.
-	fresh := image.Path + ".thinkube-new"
+	fresh := image.Path + freshSuffix
 
 	err := t.Run(ctx, "dracut", "--force", fresh, image.Release)
 	if err == nil {
@@ -69,21 +76,67 @@ func (t Tree) remake(ctx context.Context, image Image) error {
 	return err
 }
 
-// backup is an image as it was.
-type backup struct{ path, saved string }
+// afterUpdate is where boot loaders have their hooks that copy an image to where they boot it from (update-initramfs(8)).
+const afterUpdate = "/etc/initramfs/post-update.d"
 
-// keep saves an image beside it: by a second name where the file system has those, or by a copy.
-func keep(image string) (backup, error) {
-	// The name must not be one that kernel-install, update-grub or we ourselves take for an image.
-	saved := path.Join(path.Dir(image), ".thinkube-"+path.Base(image))
-	_ = os.Remove(saved) // of a run that was killed
-
-	err := os.Link(image, saved)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		err = copyFile(image, saved)
+// putBack restores an image, and has those copy it that may have copied the one in its place.
+func (t Tree) putBack(ctx context.Context, saved backup) error {
+	err := saved.restore()
+	if err != nil || t.Generator() != InitramfsTools || !t.exists(afterUpdate) {
+		return err
 	}
 
-	return backup{image, saved}, err
+	err = t.Run(ctx, "run-parts", "--arg="+saved.image.Release, "--arg="+saved.image.Path, afterUpdate)
+	if err != nil {
+		return fmt.Errorf("the old initramfs is in %q again, and what the boot loader has of it may still be the new one: %w", saved.image.Path, err)
+	}
+
+	return nil
+}
+
+// backup is an image as it was.
+type backup struct {
+	image       Image
+	path, saved string // with the root
+}
+
+// savedPrefix begins the names of saved images. Such a name must not be one that kernel-install, update-grub or we ourselves
+// take for an image.
+const savedPrefix = ".thinkube-"
+
+// keep saves an image beside it: by a second name where the file system has those, or by a copy.
+func keep(root string, image Image) (backup, error) {
+	whole := root + image.Path
+	saved := path.Join(path.Dir(whole), savedPrefix+path.Base(whole))
+	_ = os.Remove(saved) // of a run that was killed
+
+	err := os.Link(whole, saved)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = copyFile(whole, saved)
+	}
+
+	return backup{image, whole, saved}, err
+}
+
+// freshSuffix ends the names of images that dracut is writing.
+const freshSuffix = ".thinkube-new"
+
+// Leftovers gives the files that a run which was killed has left beside the images.
+func (t Tree) Leftovers() ([]string, error) {
+	var found []string
+
+	for _, pattern := range []string{"/boot/" + savedPrefix + "init*", "/boot/init*" + freshSuffix} {
+		paths, err := filepath.Glob(t.Root + pattern)
+		if err != nil {
+			return nil, err
+		}
+
+		for _, each := range paths {
+			found = append(found, strings.TrimPrefix(each, t.Root))
+		}
+	}
+
+	return found, nil
 }
 
 func copyFile(from, to string) (err error) {
