@@ -4,7 +4,10 @@ package gpuvfio
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -21,6 +24,8 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	switch do := step.Do.(type) {
 	case prepare:
 		return h.prepare(ctx, do)
+	case sweep:
+		return h.sweep(do)
 	case bind:
 		return h.bind(ctx, do)
 	case release:
@@ -55,11 +60,40 @@ func (h *host) forget(do forget) error {
 	return nil
 }
 
+func (h *host) forgetFolders(folders []string) error {
+	for _, folder := range folders {
+		err := h.store().Forget(folderRecord + folder)
+		if err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (h *host) sweep(do sweep) error {
+	for _, path := range do.Paths {
+		err := os.Remove(h.root + path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+
+	return nil
+}
+
 // prepare writes the files and makes the images again. When that fails, both are as before, and so are the records.
 func (h *host) prepare(ctx context.Context, do prepare) error {
 	err := h.keep(do.Records)
 	if err != nil {
 		return err
+	}
+
+	for _, folder := range do.Folders {
+		err = h.store().Keep(folderRecord+folder, true)
+		if err != nil {
+			return err
+		}
 	}
 
 	writer := ownfile.Writer{Root: h.root, Fault: h.fault}
@@ -73,10 +107,12 @@ func (h *host) prepare(ctx context.Context, do prepare) error {
 	}
 
 	if err != nil {
+		err = joinFailure(err, h.forgetFolders(do.Folders))
+
 		return joinFailure(err, h.forget(forget{Addresses: addressesOf(do.Records)}))
 	}
 
-	return nil
+	return h.forgetFolders(do.Gone)
 }
 
 // joinFailure adds what went wrong with undoing. The first failure's code and hint stay.

@@ -35,6 +35,7 @@ func newBench(t *testing.T) *bench {
 
 	b := &bench{kernel: pcitest.TwoCards(t), files: t.TempDir()}
 	require.NoError(t, os.MkdirAll(b.files+"/etc/udev/rules.d", 0o755))
+	require.NoError(t, os.MkdirAll(b.files+"/var/lib", 0o755))
 
 	return b
 }
@@ -90,7 +91,9 @@ func (b *bench) everything(t *testing.T) map[string]string {
 	all := b.kernel.Drivers()
 
 	require.NoError(t, filepath.WalkDir(b.files, func(path string, entry os.DirEntry, err error) error {
-		if err == nil && !entry.IsDir() {
+		if err == nil && entry.IsDir() {
+			all[strings.TrimPrefix(path, b.files)+"/"] = "folder"
+		} else if err == nil {
 			text, _ := os.ReadFile(path)
 			all[strings.TrimPrefix(path, b.files)] = string(text)
 		}
@@ -187,6 +190,42 @@ func TestAFailureAtEveryWriteIsTakenBack(t *testing.T) {
 			assert.Equal(t, before, b.everything(t))
 		})
 	}
+}
+
+func TestFoldersThatWereMadeGoAgain(t *testing.T) {
+	for _, failing := range []int{0, 1} {
+		b := newBench(t)
+		require.NoError(t, os.Remove(b.files+"/etc/udev/rules.d"))
+
+		before := b.everything(t)
+		b.failFile = failing
+		b.reserve(t)
+
+		if failing == 0 {
+			assert.FileExists(t, b.files+rulePath)
+			assert.Equal(t, false, b.reserve(t)["changed"])
+			b.run(t, map[string]any{"state": "absent"})
+		}
+
+		assert.Equal(t, before, b.everything(t))
+	}
+
+	b := newBench(t)
+	b.reserve(t)
+	b.run(t, map[string]any{"state": "absent"})
+	assert.DirExists(t, b.files+"/etc/udev/rules.d", "it was there before")
+}
+
+func TestWhatAKilledRunHasLeftIsRemoved(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, os.Mkdir(b.files+"/boot", 0o755))
+	before := b.everything(t)
+	require.NoError(t, os.WriteFile(b.files+"/boot/.thinkube-initrd.img-6.1.0", []byte("image"), 0o600))
+
+	result := b.run(t, map[string]any{"state": "absent"})
+	assert.Equal(t, true, result["changed"], "%v", result)
+	assert.Equal(t, before, b.everything(t))
+	assert.Equal(t, false, b.run(t, map[string]any{"state": "absent"})["changed"])
 }
 
 func TestDriftAfterAVirtualMachineIsRepaired(t *testing.T) {

@@ -26,6 +26,12 @@ type (
 		Images  []initramfs.Image `json:"images,omitempty"`
 		Rule    string            `json:"rule,omitempty"` // what the images are to have of it; empty: no rule
 		Modules []string          `json:"modules,omitempty"`
+		Folders []string          `json:"folders,omitempty"` // to be recorded: they are made for the files
+		Gone    []string          `json:"gone,omitempty"`    // not to be known any more
+	}
+	// sweep removes what a run that was killed has left.
+	sweep struct {
+		Paths []string `json:"paths"`
 	}
 	// bind moves the functions of a card to VFIO.
 	bind struct {
@@ -62,6 +68,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return planned, err
 	}
 
+	addSweep(current, &planned)
 	addStale(current, targets, &planned)
 	reportBuiltIn(args, current, targets, &planned)
 
@@ -467,6 +474,15 @@ func checkImagesSeen(boot Boot) error {
 		"the reservation is in the initramfs as well, and no initramfs is found in /boot for a kernel whose modules are in /lib/modules")
 }
 
+func addSweep(current State, planned *plan.Plan[State]) {
+	if current.Boot.Leftovers == nil || len(current.Boot.ReadOnly) > 0 {
+		return
+	}
+
+	planned.Add(plan.Delete, "left-overs of a run that was killed", sweep{current.Boot.Leftovers}, "(%s)", strings.Join(current.Boot.Leftovers, ", "))
+	planned.After.Boot.Leftovers = nil
+}
+
 // reportBuiltIn warns of functions that nobody moves at the start.
 func reportBuiltIn(args Args, current State, targets []target, planned *plan.Plan[State]) {
 	if args.Stage == "none" || current.Boot.Systemd {
@@ -501,7 +517,7 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 			continue
 		}
 
-		do.Changes = append(do.Changes, ownfile.Change{Path: path, Before: before, After: after})
+		do.change(current, path, before, after)
 	}
 
 	if len(files) > 0 && args.Stage == "initramfs" {
@@ -524,6 +540,9 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 	step.Before, step.After = plainFiles(current.Boot.Files), plainFiles(files)
 
 	planned.After.Boot.Files = files
+	planned.After.Folders = slices.DeleteFunc(append(slices.Clone(current.Folders), do.Folders...), func(folder string) bool { return slices.Contains(do.Gone, folder) })
+	planned.After.Boot.NoFolders = slices.DeleteFunc(slices.Clone(current.Boot.NoFolders), func(folder string) bool { return slices.Contains(do.Folders, folder) })
+
 	for i := range planned.After.Boot.Images {
 		image := &planned.After.Boot.Images[i]
 		if slices.ContainsFunc(do.Images, func(stale initramfs.Image) bool { return stale.Path == image.Path }) {
@@ -534,6 +553,21 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 	addRecords(&planned.After, do.Records)
 
 	return nil
+}
+
+// change adds a change of a file, whose folder is made with it and goes with it.
+func (p *prepare) change(current State, path string, before, after *ownfile.File) {
+	folder := filepath.Dir(path)
+	known := slices.Contains(current.Folders, folder)
+	made := known || slices.Contains(current.Boot.NoFolders, folder)
+	p.Changes = append(p.Changes, ownfile.Change{Path: path, Before: before, After: after, MadeFolder: made})
+
+	switch {
+	case after == nil && known && !slices.Contains(p.Gone, folder):
+		p.Gone = append(p.Gone, folder)
+	case after != nil && made && !known && !slices.Contains(p.Folders, folder):
+		p.Folders = append(p.Folders, folder)
+	}
 }
 
 // staleImages gives the images that do not have what the files say, whatever the reason.

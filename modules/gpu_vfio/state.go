@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,7 +28,9 @@ type State struct {
 	PCI     pci.System   `json:"pci"`
 	Aliases []vfio.Alias `json:"aliases,omitempty"`
 	Records []Record     `json:"records,omitempty"` // in order of their addresses
-	Boot    Boot         `json:"boot"`
+	// Folders are those that this module made for its files.
+	Folders []string `json:"folders,omitempty"`
+	Boot    Boot     `json:"boot"`
 	// Desktop tells that a display manager starts with the host.
 	Desktop bool `json:"desktop,omitempty"`
 }
@@ -58,6 +61,10 @@ type Boot struct {
 	Files     []ownfile.File    `json:"files,omitempty"`     // those of this module's names
 	Images    []initramfs.Image `json:"images,omitempty"`
 	Systemd   bool              `json:"systemd,omitempty"`
+	// NoFolders are the folders of this module's files that do not exist.
+	NoFolders []string `json:"no_folders,omitempty"`
+	// Leftovers are what a run that was killed has left beside the images.
+	Leftovers []string `json:"leftovers,omitempty"`
 	// ReadOnly are the folders that cannot be written.
 	ReadOnly []string `json:"read_only,omitempty"`
 }
@@ -120,7 +127,7 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
-	state.Records, err = readRecords(h.store(), h.root)
+	state.Records, state.Folders, err = readRecords(h.store(), h.root)
 	if err != nil {
 		return state, err
 	}
@@ -163,38 +170,52 @@ func (h *host) readAliases() ([]vfio.Alias, error) {
 	return found, nil
 }
 
-func readRecords(store record.Store, root string) ([]Record, error) {
+// folderRecord begins the names of the records of folders.
+const folderRecord = "folder "
+
+// readRecords gives the records of functions, and the folders that were made.
+func readRecords(store record.Store, root string) ([]Record, []string, error) {
 	entries, err := os.ReadDir(root + record.DefaultRoot + "/gpu_vfio")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 
 	var records []Record
 
+	var folders []string
+
 	for _, entry := range entries {
-		name, isRecord := strings.CutSuffix(entry.Name(), ".json")
-		if !isRecord {
+		text, isRecord := strings.CutSuffix(entry.Name(), ".json")
+		name, err := url.PathUnescape(text)
+
+		if !isRecord || err != nil {
+			continue
+		}
+
+		if folder, isFolder := strings.CutPrefix(name, folderRecord); isFolder {
+			folders = append(folders, folder)
+
 			continue
 		}
 
 		var one Record
 
-		// The store escapes names for URLs, which leaves addresses as they are.
-		_, err := store.Read(name, &one)
+		_, err = store.Read(name, &one)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 
 		records = append(records, one)
 	}
 
 	slices.SortFunc(records, func(a, b Record) int { return pci.Compare(a.Address, b.Address) })
+	slices.Sort(folders)
 
-	return records, nil
+	return records, folders, nil
 }
 
 // moduleNames are the modules that an image is looked at for.
@@ -228,15 +249,29 @@ func (h *host) readBoot(ctx context.Context, aliases []vfio.Alias) (Boot, error)
 		if file != nil {
 			boot.Files = append(boot.Files, *file)
 		}
+
+		folder := filepath.Dir(path)
+
+		_, err = os.Lstat(h.root + folder)
+		if errors.Is(err, fs.ErrNotExist) && !slices.Contains(boot.NoFolders, folder) {
+			boot.NoFolders = append(boot.NoFolders, folder)
+		}
 	}
 
-	info, err := os.Stat(h.root + "/etc/systemd/system")
-	boot.Systemd = err == nil && info.IsDir()
+	info, errSystemd := os.Stat(h.root + "/etc/systemd/system")
+	boot.Systemd = errSystemd == nil && info.IsDir()
 
 	for _, folder := range []string{"/etc", "/etc/udev/rules.d", "/boot", record.DefaultRoot} {
 		if errors.Is(unix.Access(h.root+folder, unix.W_OK), unix.EROFS) {
 			boot.ReadOnly = append(boot.ReadOnly, folder)
 		}
+	}
+
+	var err error
+
+	boot.Leftovers, err = tree.Leftovers()
+	if err != nil {
+		return boot, err
 	}
 
 	boot.Images, err = tree.Images()
