@@ -309,6 +309,7 @@ func selectCards(args Args, current *State) ([]string, error) {
 		switch {
 		case !strings.HasPrefix(device.ID, args.Select.ID), slices.ContainsFunc(args.HostDevices, sameSlot), slices.ContainsFunc(candidates, sameSlot):
 		case args.Select.AllExcept != "" && showsHost(current, address):
+		case args.Select.ID == "" && !current.PCI.IsCard(address): // nobody who says "all" means the processor's own
 		default:
 			candidates = append(candidates, address)
 		}
@@ -422,12 +423,12 @@ func checkCards(args Args, current *State, cards []string) error {
 	return nil
 }
 
-// leftover counts the GPUs that stay with the host.
+// leftover counts the GPUs with a display that stay with the host.
 func leftover(current *State, cards []string) int {
 	left := 0
 
 	for _, address := range current.PCI.GPUs() {
-		if !slices.ContainsFunc(cards, func(card string) bool { return pci.Slot(card) == pci.Slot(address) }) {
+		if current.PCI.Device(address).IsDisplay() && !slices.ContainsFunc(cards, func(card string) bool { return pci.Slot(card) == pci.Slot(address) }) {
 			left++
 		}
 	}

@@ -65,7 +65,8 @@ options:
         type: int
       all_except:
         description:
-          - C(boot_display) leaves out the cards that show the host's display.
+          - C(boot_display) leaves out the cards that show the host's display. Without I(select.id) also what is part of the
+            processor (its graphics, its neural unit) and the displays of management controllers; name those to have them.
         type: str
         choices: [boot_display]
   host_devices:

@@ -4,7 +4,10 @@
 // plain data; nothing here writes. The root of both is a parameter, so that a captured or made-up tree can be read.
 package pci
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // System is what the kernel knows of a host's PCI devices.
 type System struct {
@@ -127,6 +130,35 @@ func (d Device) IsGPU() bool {
 	base := d.Class[:min(2, len(d.Class))]
 
 	return !d.Bridge && (base == classDisplay || base == classAccelerator)
+}
+
+// IsDisplay tells a display controller.
+func (d Device) IsDisplay() bool { return d.IsGPU() && strings.HasPrefix(d.Class, classDisplay) }
+
+// Makers of graphics cards. (Others make the displays of servers' management controllers, and of virtual machines.)
+var cardMakers = map[string][]string{
+	classDisplay:     {"10de", "1002", "8086"},
+	classAccelerator: {"10de", "1002"}, // of class 12 are also neural units of processors
+}
+
+// classSecurity is that of AMD's security processor, which is in one slot with the graphics of the same chip.
+const classSecurity = "1080"
+
+// IsCard tells a graphics card from what else is of its classes: graphics of the processor, which are on bus 00 or, with AMD,
+// in a slot with other parts of it; neural units; displays of management controllers.
+func (s System) IsCard(address string) bool {
+	device := s.Device(address)
+	if device == nil || !device.IsGPU() {
+		return false
+	}
+
+	vendor, _, _ := strings.Cut(device.ID, ":")
+	domain, rest, _ := strings.Cut(address, ":")
+	ofProcessor := domain == "0000" && strings.HasPrefix(rest, "00:") || slices.ContainsFunc(s.Functions(Slot(address)), func(other string) bool {
+		return strings.HasPrefix(s.Device(other).Class, classSecurity)
+	})
+
+	return !ofProcessor && slices.Contains(cardMakers[device.Class[:2]], vendor)
 }
 
 // Kind says in words what a device is.

@@ -204,3 +204,29 @@ func TestReadDoesNotTakeWhatItCannotReadForNothing(t *testing.T) {
 	_, err = pci.Reader{Root: kernel.Root}.Read()
 	require.ErrorContains(t, err, "many")
 }
+
+func TestWhatPeopleCallAGraphicsCard(t *testing.T) {
+	system := pci.System{Devices: []pci.Device{
+		{Address: "0000:00:02.0", ID: "8086:4680", Class: "030000"}, // in the processor
+		{Address: "0000:00:0b.0", ID: "8086:7d1d", Class: "120000"}, // its neural unit
+		{Address: "0000:01:00.0", ID: "10de:2684", Class: "030000"},
+		{Address: "0000:02:00.0", ID: "10de:2330", Class: "030200"},
+		{Address: "0000:03:00.0", ID: "1002:74a1", Class: "120000"}, // an accelerator without display
+		{Address: "0000:04:00.0", ID: "1a03:2000", Class: "030000"}, // of a management controller
+		{Address: "0000:05:00.0", ID: "8086:56a0", Class: "030000"},
+		{Address: "0000:0c:00.0", ID: "1002:1638", Class: "030000"}, // in the processor, with what follows
+		{Address: "0000:0c:00.2", ID: "1022:15df", Class: "108000"},
+		{Address: "0000:0d:00.1", ID: "1022:1502", Class: "118000"},
+	}}
+
+	var cards []string
+
+	for _, device := range system.Devices {
+		if system.IsCard(device.Address) {
+			cards = append(cards, device.Address)
+		}
+	}
+
+	assert.Equal(t, []string{"0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:05:00.0"}, cards)
+	assert.False(t, system.IsCard("0000:09:00.0"))
+}
