@@ -69,6 +69,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	addSweep(current, &planned)
+	reportTaken(args, current, targets, &planned)
 	addStale(current, targets, &planned)
 	reportBuiltIn(args, current, targets, &planned)
 
@@ -482,6 +483,19 @@ func addSweep(current State, planned *plan.Plan[State]) {
 
 	planned.Add(plan.Delete, "left-overs of a run that was killed", sweep{current.Boot.Leftovers}, "(%s)", strings.Join(current.Boot.Leftovers, ", "))
 	planned.After.Boot.Leftovers = nil
+}
+
+// reportTaken warns of cards that are with VFIO before they are recorded: that is what they are given back to.
+func reportTaken(args Args, current State, targets []target, planned *plan.Plan[State]) {
+	if args.State != "present" || args.root() != "" {
+		return
+	}
+
+	for _, each := range targets {
+		if each.Address == each.Card && current.record(each.Address) == nil && pci.IsVFIO(each.Driver) {
+			planned.Add(plan.Report, "card "+each.Card, nil, "it is with %s already: a virtual machine of LXD's has it, or somebody else reserved it; state: absent will leave it there", each.Driver)
+		}
+	}
 }
 
 // reportBuiltIn warns of functions that nobody moves at the start.
@@ -950,13 +964,18 @@ func rebootReasons(args Args, final State) []string {
 
 	targets, err := findTargets(later(args), &final)
 	if err != nil {
-		return nil
+		return []string{"whether it is as wanted cannot be told: " + err.Error()}
 	}
 
 	var reasons []string
 
 	for _, each := range targets {
-		if driver := final.PCI.Device(each.Address).Driver; driver != each.wanted && args.State == "present" {
+		device := final.PCI.Device(each.Address)
+		if device == nil || args.State != "present" {
+			continue
+		}
+
+		if driver := device.Driver; driver != each.wanted {
 			if driver == "" {
 				driver = "no driver"
 			}

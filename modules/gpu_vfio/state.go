@@ -133,6 +133,10 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	_, err = os.Lstat(h.root + "/etc/systemd/system/display-manager.service")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return state, fmt.Errorf("looking for a display manager: %w", err)
+	}
+
 	state.Desktop = err == nil
 
 	state.Boot, err = h.readBoot(ctx, state.Aliases)
