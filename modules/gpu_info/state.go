@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/pci"
 )
 
 // Values are what is read and returned.
@@ -247,7 +248,7 @@ func add(cards []Card, said Card) []Card {
 
 // reserved tells of cards that are kept for guests: vfio-pci and its variants, such as nvgrace_gpu_vfio_pci.
 func (c *Card) reserved() bool {
-	return c.KernelDriver != nil && strings.HasSuffix(strings.ReplaceAll(*c.KernelDriver, "_", "-"), "vfio-pci")
+	return c.KernelDriver != nil && pci.IsVFIO(*c.KernelDriver)
 }
 
 // judge says in a word what there is to say about a card.

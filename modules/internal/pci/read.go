@@ -3,8 +3,10 @@
 package pci
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -52,6 +54,55 @@ func (r Reader) Read() (System, error) {
 	}
 
 	return system, err
+}
+
+// Brief gives address, ID, class and driver of all devices: what can be read without rights, and wakes no device that sleeps.
+// None on a host without PCI.
+func (r Reader) Brief() ([]Device, error) {
+	addresses, err := list(r.Root + devicesFolder)
+	if err != nil {
+		return nil, fmt.Errorf("reading the PCI bus: %w", err)
+	}
+
+	var devices []Device
+
+	for _, address := range addresses {
+		device, err := r.readBrief(address)
+		if err != nil {
+			return nil, fmt.Errorf("reading PCI device %s: %w", address, err)
+		}
+
+		devices = append(devices, device)
+	}
+
+	return devices, nil
+}
+
+func (r Reader) readBrief(address string) (Device, error) {
+	read := attributes{folder: filepath.Join(r.Root+devicesFolder, address)}
+	hex := func(name string) string { return strings.TrimPrefix(read.text(name), "0x") }
+	device := Device{Address: address, ID: hex("vendor") + ":" + hex("device"), Class: hex("class"), Driver: read.link("driver")}
+
+	return device, read.err
+}
+
+// Lost tells whether a device does not answer any more. It wakes one that sleeps.
+func (r Reader) Lost(address string) (bool, error) {
+	file, err := os.Open(filepath.Join(r.Root+devicesFolder, address, "config"))
+	if err != nil {
+		return false, err
+	}
+
+	defer func() { _ = file.Close() }()
+
+	header := make([]byte, len(nobody))
+
+	_, err = io.ReadFull(file, header)
+	if err != nil {
+		return false, fmt.Errorf("reading its configuration space: %w", err)
+	}
+
+	return fellOff(header), nil
 }
 
 func (r Reader) readHost(system *System) error {
@@ -211,15 +262,16 @@ func (a *attributes) keep(err error) {
 }
 
 func (r Reader) readDevice(address string) (Device, error) {
-	read := attributes{folder: filepath.Join(r.Root+devicesFolder, address)}
-	hex := func(name string) string { return strings.TrimPrefix(read.text(name), "0x") }
-
-	device := Device{
-		Address: address, ID: hex("vendor") + ":" + hex("device"), Class: hex("class"), Group: read.link("iommu_group"),
-		Driver: read.link("driver"), Override: noneIsEmpty(read.text("driver_override")), BootVGA: read.text("boot_vga") == "1",
-		ResetMethods: strings.Fields(read.text("reset_method")), Modalias: read.text("modalias"),
-		VFs: read.number("sriov_numvfs"), PhysFn: read.link("physfn"),
+	device, err := r.readBrief(address)
+	if err != nil {
+		return device, err
 	}
+
+	read := attributes{folder: filepath.Join(r.Root+devicesFolder, address)}
+	device.Group, device.Override = read.link("iommu_group"), noneIsEmpty(read.text("driver_override"))
+	device.BootVGA, device.Modalias = read.text("boot_vga") == "1", read.text("modalias")
+	device.ResetMethods = strings.Fields(read.text("reset_method"))
+	device.VFs, device.PhysFn = read.number("sriov_numvfs"), read.link("physfn")
 
 	if read.err != nil {
 		return device, read.err
@@ -228,8 +280,6 @@ func (r Reader) readDevice(address string) (Device, error) {
 	if len(device.ID) != 9 || len(device.Class) != 6 {
 		return device, fmt.Errorf("id %q and class %q are not what a kernel writes", device.ID, device.Class)
 	}
-
-	var err error
 
 	device.Path, err = r.devicePath(address)
 	if err != nil {
@@ -280,10 +330,10 @@ func noneIsEmpty(text string) string {
 // it reads as ones (PCI Local Bus Specification 3.0, 6.1).
 const headerType = 0x0e
 
-// FellOff tells from the beginning of a configuration space that nobody answers: there is no vendor ffff.
-func FellOff(header []byte) bool {
-	return len(header) >= 4 && header[0] == 0xff && header[1] == 0xff && header[2] == 0xff && header[3] == 0xff
-}
+// nobody is how the configuration space begins where nobody answers: there is no vendor ffff.
+var nobody = []byte{0xff, 0xff, 0xff, 0xff}
+
+func fellOff(header []byte) bool { return bytes.HasPrefix(header, nobody) }
 
 func readHeader(path string) (bridge, lost bool, err error) {
 	file, err := os.Open(path)
@@ -300,7 +350,7 @@ func readHeader(path string) (bridge, lost bool, err error) {
 		return false, false, fmt.Errorf("reading the header type: %w", err)
 	}
 
-	lost = FellOff(header)
+	lost = fellOff(header)
 
 	return !lost && header[headerType]&0x7f != 0, lost, nil
 }
