@@ -148,7 +148,7 @@ gpus:
           description: What to do about it.
           type: str
     users:
-      description: Who uses it, a line each.
+      description: Who uses it, a line each - processes, mounted disks, network interfaces that are up, and what its driver holds it for.
       type: list
       elements: str
     summary:
