@@ -16,8 +16,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := RemovePrograms(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
 // TestRunsProgramsInAGuest is all that a guest without a root does.
 func TestRunsProgramsInAGuest(t *testing.T) {
+	t.Parallel()
 	var before int
 
 	guest := Boot(t, Machine{
