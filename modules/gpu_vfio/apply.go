@@ -150,10 +150,20 @@ func (h *host) bind(ctx context.Context, do bind) error {
 
 	err = h.bus.Apply(ctx, do.Moves, func() error { return h.checkGroups(do.Moves) })
 	if err != nil {
-		return joinFailure(ansible.Fail(CodeBind, "see the kernel log (dmesg)", "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
+		return joinFailure(ansible.Fail(CodeBind, bindHint(do), "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
 	}
 
 	return nil
+}
+
+// bindHint also says what stays of a card that cannot be had now: a restart may be just what it needs.
+func bindHint(do bind) string {
+	hint := "see the kernel log (dmesg)"
+	if do.Prepared {
+		hint += "; the card stays prepared for the next start of the host, which may do what could not be done now: state: absent takes that back"
+	}
+
+	return hint
 }
 
 // checkGroups looks whether a program can use what was reserved: the groups have their nodes, and nothing in them is left

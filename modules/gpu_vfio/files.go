@@ -35,31 +35,86 @@ const iommuModule = "vfio-iommu-type1"
 type target struct {
 	Record
 	wanted string
+	// display tells that it is to be reserved also where the host's display is on its card.
+	display bool
 }
 
-// renderRule gives the udev rule: one line for each function. It matches by address and by id, so that another card is not
-// taken when addresses have moved. The driver is set when the kernel announces the function, before any other can have it.
-func renderRule(targets []target) string {
-	text := header
+// byCard gives the targets of each card together, the cards in the order in which they come first.
+func byCard(targets []target) [][]target {
+	var cards [][]target
 
 	for _, each := range targets {
-		vendor, device, _ := strings.Cut(each.ID, ":")
-		text += fmt.Sprintf(`ACTION=="add", SUBSYSTEM=="pci", KERNEL=="%s", ATTR{vendor}=="0x%s", ATTR{device}=="0x%s", ATTR{driver_override}="%s", RUN{builtin}+="kmod load %s"`+"\n",
-			each.Address, vendor, device, each.wanted, each.wanted)
+		i := slices.IndexFunc(cards, func(card []target) bool { return card[0].Card == each.Card })
+		if i < 0 {
+			cards = append(cards, nil)
+			i = len(cards) - 1
+		}
+
+		cards[i] = append(cards[i], each)
+	}
+
+	return cards
+}
+
+// renderRule gives the udev rule: two lines for each function. It matches by the place in the machine, which says through
+// which port of which bridge the function is reached, and by id. An address alone moves to another card when the buses are
+// numbered anew, and that card may be the twin which shows the display: where that is, nothing of the card is taken.
+//
+// The driver is set at the event of every PCI device, before udev loads a module for that one: the module takes all that fits
+// it, and so would have the reserved twin of a card whose event comes first. To be set binds nothing
+// (Documentation/ABI/testing/sysfs-bus-pci), and vfio-pci may be there already, so at the function's own event the kernel is
+// asked to probe. What has a driver is left alone: udev comes too late for that, or somebody has taken it since.
+func renderRule(targets []target) string {
+	const event = `ACTION=="add", SUBSYSTEM=="pci", `
+
+	text := header
+
+	for _, card := range byCard(targets) {
+		if !card[0].display {
+			text += renderGuard(card[0].Card)
+		}
+
+		for _, each := range card {
+			vendor, device, _ := strings.Cut(each.ID, ":")
+			of := "[pci/" + each.Address + "]"
+			text += fmt.Sprintf(event+`TEST=="/sys%s", TEST!="/sys%s/driver", ATTR{%svendor}=="0x%s", ATTR{%sdevice}=="0x%s", ATTR{%sdriver_override}="%s"`+"\n",
+				each.Path, each.Path, of, vendor, of, device, of, each.wanted)
+		}
+
+		for _, each := range card {
+			text += fmt.Sprintf(event+`DEVPATH=="%s", ATTR{driver_override}=="%s", RUN{builtin}+="kmod load %s", RUN+="/bin/sh -c 'echo %%k >/sys/bus/pci/drivers_probe'"`+"\n",
+				each.Path, each.wanted, each.wanted)
+		}
+
+		if !card[0].display {
+			text += `LABEL="thinkube_gpu_vfio_` + card[0].Card + `"` + "\n"
+		}
 	}
 
 	return text
 }
 
-// renderUnit gives the unit for functions whose drivers are part of the kernel, and have them before udev runs.
+// renderGuard gives the line that goes past the functions of a card on which the host's display is.
+func renderGuard(card string) string {
+	return `ATTR{[pci/` + card + `]boot_vga}=="1", GOTO="thinkube_gpu_vfio_` + card + `"` + "\n"
+}
+
+// renderUnit gives the unit for functions whose drivers are part of the kernel, and have them before udev runs. It has the
+// same conditions as the rule.
 func renderUnit(targets []target) string {
 	script := ""
 
 	for _, each := range targets {
-		if each.builtIn() {
-			vendor, device, _ := strings.Cut(each.ID, ":")
-			script += fmt.Sprintf("move %s 0x%s 0x%s %s; ", each.Address, vendor, device, each.wanted)
+		if !each.builtIn() {
+			continue
 		}
+
+		if !each.display {
+			script += "shown " + each.Card + " || "
+		}
+
+		vendor, device, _ := strings.Cut(each.ID, ":")
+		script += fmt.Sprintf("move %s /sys%s 0x%s 0x%s %s; ", each.Address, each.Path, vendor, device, each.wanted)
 	}
 
 	if script == "" {
@@ -67,8 +122,9 @@ func renderUnit(targets []target) string {
 	}
 
 	// systemd reads $ as its own, so each is doubled.
-	move := `move() { d=/sys/bus/pci/devices/$$1; [ "$$(cat $$d/vendor) $$(cat $$d/device)" = "$$2 $$3" ] || return 0; ` +
-		`case "$$(readlink $$d/driver)" in */$$4) return 0 ;; esac; echo $$4 >$$d/driver_override; ` +
+	functions := `shown() { [ "$$(cat /sys/bus/pci/devices/$$1/boot_vga 2>/dev/null)" = 1 ]; }; ` +
+		`move() { d=/sys/bus/pci/devices/$$1; [ "$$(readlink -f $$d) $$(cat $$d/vendor) $$(cat $$d/device)" = "$$2 $$3 $$4" ] || return 0; ` +
+		`case "$$(readlink $$d/driver)" in */$$5) return 0 ;; esac; echo $$5 >$$d/driver_override; ` +
 		`[ ! -e $$d/driver ] || echo $$1 >$$d/driver/unbind; echo $$1 >/sys/bus/pci/drivers_probe; }; `
 
 	return header + `[Unit]
@@ -82,7 +138,7 @@ Conflicts=shutdown.target
 Type=oneshot
 TimeoutStartSec=30
 ExecStartPre=-modprobe vfio-pci
-ExecStart=/bin/sh -c '` + move + strings.TrimSuffix(script, "; ") + `'
+ExecStart=/bin/sh -c '` + functions + strings.TrimSuffix(script, "; ") + `'
 `
 }
 

@@ -17,16 +17,18 @@ import (
 )
 
 func builtIn(driver, module string) []target {
+	const folder = "/devices/pci0000:00/"
+
 	return []target{
-		{Record{Address: "0000:02:00.0", ID: "10de:2684", Card: "0000:02:00.0", Driver: "nouveau", Module: "nouveau"}, "vfio-pci"},
-		{Record{Address: "0000:02:00.2", ID: "10de:1ad6", Card: "0000:02:00.0", Driver: driver, Module: module}, "vfio-pci"},
+		{Record: Record{Address: "0000:02:00.0", ID: "10de:2684", Path: folder + "0000:02:00.0", Card: "0000:02:00.0", Driver: "nouveau", Module: "nouveau"}, wanted: "vfio-pci"},
+		{Record: Record{Address: "0000:02:00.2", ID: "10de:1ad6", Path: folder + "0000:02:00.2", Card: "0000:02:00.0", Driver: driver, Module: module}, wanted: "vfio-pci"},
 	}
 }
 
 func TestOnlyBuiltInDriversNeedAUnit(t *testing.T) {
 	assert.Empty(t, renderUnit(builtIn("xhci_hcd", "xhci_pci")))
 	assert.Empty(t, renderUnit(builtIn("", "")))
-	assert.Contains(t, renderUnit(builtIn("xhci_hcd", "")), "move 0000:02:00.2 0x10de 0x1ad6 vfio-pci")
+	assert.Contains(t, renderUnit(builtIn("xhci_hcd", "")), "shown 0000:02:00.0 || move 0000:02:00.2 /sys/devices/pci0000:00/0000:02:00.2 0x10de 0x1ad6 vfio-pci")
 }
 
 // unitScript is what systemd gives to the shell.
@@ -65,6 +67,18 @@ func TestTheUnitMovesWhatItMeansAndNothingElse(t *testing.T) {
 	kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.2/device", "0x9999\n")
 	run(kernel)
 	assert.Equal(t, "(null)", read(kernel, "devices/0000:02:00.2/driver_override"), "another card is there now")
+
+	kernel = pcitest.TwoCards(t)
+	kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.0/boot_vga", "1\n")
+	run(kernel)
+	assert.Equal(t, "(null)", read(kernel, "devices/0000:02:00.2/driver_override"), "the display is on that card now")
+
+	kernel = pcitest.TwoCards(t)
+	require.NoError(t, os.Remove(kernel.Root+"/sys/bus/pci/devices/0000:02:00.2"))
+	kernel.Link(t, "/sys/bus/pci/devices/0000:02:00.2", "../../../devices/pci0000:00/0000:01:00.2")
+	kernel.Put(t, "/sys/devices/pci0000:00/0000:01:00.2/uevent", "")
+	run(kernel)
+	assert.Equal(t, "(null)", read(kernel, "devices/0000:01:00.2/driver_override"), "the twin has the address now, in another slot")
 }
 
 func TestTheUnitIsWhatSystemdUnderstands(t *testing.T) {

@@ -102,10 +102,12 @@ const (
 	CodeTooFew           ansible.Code = "too_few"
 	CodeIOMMUOffFirmware ansible.Code = "iommu_off_firmware"
 	CodeIOMMUOffKernel   ansible.Code = "iommu_off_kernel"
+	CodeLost             ansible.Code = "lost"
 	CodeVirtualFunctions ansible.Code = "virtual_functions"
 	CodeNotIsolated      ansible.Code = "not_isolated"
 	CodeBootDisplay      ansible.Code = "boot_display"
 	CodeInUse            ansible.Code = "in_use"
+	CodeHeld             ansible.Code = "held_by_driver"
 	CodeLastDisplay      ansible.Code = "last_display"
 	CodeNoDriver         ansible.Code = "no_driver"
 	CodeNoInitramfs      ansible.Code = "no_initramfs"
@@ -119,10 +121,12 @@ const (
 var codes = map[vfio.Kind]ansible.Code{
 	vfio.IOMMUOffFirmware: CodeIOMMUOffFirmware,
 	vfio.IOMMUOffKernel:   CodeIOMMUOffKernel,
+	vfio.Lost:             CodeLost,
 	vfio.VirtualFunctions: CodeVirtualFunctions,
 	vfio.NotIsolated:      CodeNotIsolated,
 	vfio.BootDisplay:      CodeBootDisplay,
 	vfio.InUse:            CodeInUse,
+	vfio.HeldByDriver:     CodeHeld,
 }
 
 // Module is gpu_vfio.
@@ -139,17 +143,19 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeTooFew:           "fewer cards than asked for fit the selector and can be reserved; msg says why each other cannot",
 		CodeIOMMUOffFirmware: "the IOMMU is off in the firmware",
 		CodeIOMMUOffKernel:   "the firmware has an IOMMU and the kernel does not use it",
+		CodeLost:             "the card does not answer, or one that is reserved is not there any more",
 		CodeVirtualFunctions: "the card is divided into SR-IOV virtual functions or mediated devices, or is a virtual function itself",
 		CodeNotIsolated:      "the card is in no IOMMU group, or in one with devices that are not its own",
 		CodeBootDisplay:      "the host's display is on the card",
-		CodeInUse:            "somebody uses the card; msg names processes and files",
+		CodeInUse:            "somebody uses the card; msg names processes and files, or disks and network interfaces",
+		CodeHeld:             "nobody uses the card, and its driver would not let go of it, as NVIDIA's in persistence mode",
 		CodeLastDisplay:      "it is a desktop, and no GPU would be left for it",
 		CodeNoDriver:         "the driver is not there",
 		CodeNoInitramfs:      "nobody is found who makes the initramfs, or it has no image",
 		CodeInitramfs:        "making the initramfs failed; files and images are as they were",
 		CodeReadOnly:         "sysfs or the files cannot be written",
 		CodeForeignFile:      "a file of the name that this module uses was written by somebody else",
-		CodeBind:             "a function did not change its driver; all of the card are as they were",
+		CodeBind:             "a function did not change its driver; all of the card have those that they had, and what is prepared for the next start stays",
 	},
 	Normalize: normalize,
 	Open:      open,

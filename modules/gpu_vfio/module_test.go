@@ -144,16 +144,25 @@ func TestAFailureAtEveryWriteIsTakenBack(t *testing.T) {
 	assert.Equal(t, false, result["changed"])
 	assert.Equal(t, before, b.everything(t), "the file failed")
 
+	// What is prepared and not bound.
+	b = newBench(t)
+	b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "apply_now": false})
+	prepared := b.everything(t)
+
 	for write := 1; write <= 9; write++ {
 		t.Run(fmt.Sprintf("write %d", write), func(t *testing.T) {
 			b := newBench(t)
-			drivers := b.kernel.Drivers()
+			before := b.everything(t)
 			b.kernel.FailAt = write
 
 			result := b.reserve(t)
 			require.Equal(t, true, result["failed"], "%v", result)
 			assert.Equal(t, "bind_failed", result["failure"].(map[string]any)["code"])
-			assert.Equal(t, drivers, b.kernel.Drivers())
+			assert.Contains(t, result["hint"], "stays prepared for the next start")
+			assert.Equal(t, prepared, b.everything(t), "drivers as they were, and what the hint says")
+
+			b.run(t, map[string]any{"state": "absent"})
+			assert.Equal(t, before, b.everything(t))
 
 			result = b.reserve(t)
 			assert.NotContains(t, result, "failed", "%v", result)

@@ -31,6 +31,8 @@ type (
 	bind struct {
 		Records []Record    `json:"records,omitempty"`
 		Moves   []vfio.Move `json:"moves"`
+		// Prepared tells that the next start of the host does it as well.
+		Prepared bool `json:"prepared,omitempty"`
 	}
 	// release gives the functions of a card back.
 	release struct {
@@ -45,6 +47,10 @@ type (
 
 func makePlan(args Args, current State) (plan.Plan[State], error) {
 	planned := plan.Plan[State]{After: copyState(current)}
+
+	if args.State == "absent" {
+		args.Stage = stageOf(current.Boot) // what stays is done as it was; the option is for what is wanted
+	}
 
 	targets, err := findTargets(args, &current)
 	if err != nil {
@@ -68,7 +74,10 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return planned, err
 	}
 
-	err = addBinds(args, current, targets, &planned)
+	// To take something back is no reason to move what stays.
+	if args.State == "present" {
+		err = addBinds(args, current, targets, &planned)
+	}
 
 	return planned, err
 }
@@ -92,9 +101,12 @@ func findTargets(args Args, current *State) ([]target, error) {
 
 	switch {
 	case args.State == "absent":
-		return keptTargets(args, current)
+		return keptTargets(args, current), nil
 	case args.Select != nil:
-		cards, err = selectCards(args, current)
+		err = checkKept(current)
+		if err == nil {
+			cards, err = selectCards(args, current)
+		}
 	default:
 		cards, err = findCards(args.Devices, current)
 	}
@@ -120,7 +132,9 @@ func makeTargets(args Args, current *State, cards []string) []target {
 				continue
 			}
 
-			targets = append(targets, target{makeRecord(args, current, address, card), driverOf(args, current.Aliases)(*current.PCI.Device(address))})
+			targets = append(targets, target{
+				makeRecord(args, current, address, card), driverOf(args, current.Aliases)(*current.PCI.Device(address)), args.AllowBootDisplay,
+			})
 		}
 	}
 
@@ -140,11 +154,11 @@ func members(args Args, system *pci.System, card string) []string {
 // makeRecord gives what is known of a function from before, or what it is now.
 func makeRecord(args Args, current *State, address, card string) Record {
 	device := current.PCI.Device(address)
-	if known := current.record(address); known != nil && known.ID == device.ID {
+	if known := current.record(address); known != nil && known.is(device) {
 		return *known
 	}
 
-	made := Record{Address: address, ID: device.ID, Card: card, Driver: device.Driver, Module: device.Module, Override: device.Override}
+	made := Record{Address: address, ID: device.ID, Path: device.Path, Card: card, Driver: device.Driver, Module: device.Module, Override: device.Override}
 
 	if args.root() != "" {
 		// Which driver a system that does not run gives to it is not known.
@@ -165,10 +179,11 @@ func driverOf(args Args, aliases []vfio.Alias) func(pci.Device) string {
 	}
 }
 
-// keptTargets gives what stays reserved when some cards, or all, are given back.
-func keptTargets(args Args, current *State) ([]target, error) {
+// keptTargets gives what stays reserved when some cards, or all, are given back: what is in the files of the others. A
+// card that is not there may come back; one in whose place another is now stays reserved no longer.
+func keptTargets(args Args, current *State) []target {
 	if args.Devices == nil {
-		return nil, nil
+		return nil
 	}
 
 	gone := map[string]bool{}
@@ -180,23 +195,56 @@ func keptTargets(args Args, current *State) ([]target, error) {
 		}
 	}
 
+	for _, record := range current.Records {
+		if device := current.PCI.Device(record.Address); device != nil && !record.is(device) {
+			gone[record.Card] = true
+		}
+	}
+
 	var kept []target
 
 	for _, record := range current.Records {
-		device := current.PCI.Device(record.Address)
-		if gone[record.Card] || device == nil {
-			continue
+		if !gone[record.Card] {
+			kept = append(kept, target{record, keptDriver(current, record), !guarded(current.Boot, record.Card)})
 		}
-
-		wanted := driverOf(args, current.Aliases)(*device)
-		if pci.IsVFIO(device.Override) {
-			wanted = device.Override
-		}
-
-		kept = append(kept, target{record, wanted})
 	}
 
-	return kept, nil
+	return kept
+}
+
+// keptDriver gives the driver that a function is reserved with: that of the rule, or the one that it is set to have.
+func keptDriver(current *State, record Record) string {
+	if rule := current.Boot.file(rulePath); rule != nil {
+		_, after, found := strings.Cut(rule.Content, "ATTR{[pci/"+record.Address+"]driver_override}=\"")
+		if driver, _, ends := strings.Cut(after, `"`); found && ends {
+			return driver
+		}
+	}
+
+	if device := current.PCI.Device(record.Address); device != nil && pci.IsVFIO(device.Override) {
+		return device.Override
+	}
+
+	return vfio.DefaultDriver
+}
+
+// stageOf tells from the files at which stage the cards are reserved.
+func stageOf(boot Boot) string {
+	switch {
+	case boot.file(hookPath) != nil || boot.file(dracutPath) != nil:
+		return "initramfs"
+	case boot.file(rulePath) != nil:
+		return "udev"
+	}
+
+	return "none"
+}
+
+// guarded tells whether the rule that is there leaves a card alone once the host's display is on it.
+func guarded(boot Boot, card string) bool {
+	rule := boot.file(rulePath)
+
+	return rule == nil || strings.Contains(rule.Content, renderGuard(card))
 }
 
 // findCards gives the GPUs of addresses.
@@ -297,6 +345,19 @@ func selectCards(args Args, current *State) ([]string, error) {
 	return picked, nil
 }
 
+// checkKept refuses to pick while a reserved card is away: it would be given up for another, or for none.
+func checkKept(current *State) error {
+	for _, record := range current.Records {
+		device := current.PCI.Device(record.Address)
+		if record.Address == record.Card && (device == nil || device.Lost) {
+			return ansible.Fail(CodeLost, "restart the host; or give the card up, with state: absent and devices: [\""+record.Address+"\"]",
+				"card %s (%s) is reserved, and is not there or does not answer", record.Address, record.ID)
+		}
+	}
+
+	return nil
+}
+
 func reservedFirst(current *State, address string) int {
 	if current.record(address) != nil {
 		return 0
@@ -374,7 +435,11 @@ func checkFiles(args Args, current State, targets []target) error {
 		}
 	}
 
-	if len(targets) == 0 || args.Stage != "initramfs" {
+	if len(targets) == 0 {
+		return checkImagesSeen(current.Boot)
+	}
+
+	if args.Stage != "initramfs" {
 		return nil
 	}
 
@@ -389,6 +454,16 @@ func checkFiles(args Args, current State, targets []target) error {
 	}
 
 	return nil
+}
+
+// checkImagesSeen refuses to take files back when the images that have them cannot be seen: they would go on reserving.
+func checkImagesSeen(boot Boot) error {
+	if stageOf(boot) != "initramfs" || len(boot.Images) > 0 {
+		return nil
+	}
+
+	return ansible.Fail(CodeNoInitramfs, "mount /boot; or, if the host starts without an initramfs by now, remove "+hookPath+" or "+dracutPath,
+		"the reservation is in the initramfs as well, and no initramfs is found in /boot for a kernel whose modules are in /lib/modules")
 }
 
 // addPrepare adds the step that has the host reserve the cards when it starts.
@@ -563,7 +638,7 @@ func addBinds(args Args, current State, targets []target, planned *plan.Plan[Sta
 	}
 
 	for _, together := range shareGroups(&current.PCI, targets) {
-		do := bind{Records: newRecords(planned.After, together)}
+		do := bind{Records: newRecords(planned.After, together), Prepared: planned.After.Boot.file(rulePath) != nil}
 
 		var cards []string
 
@@ -676,7 +751,8 @@ func driversAfter(moves []vfio.Move) map[string]string {
 func applyMoves(state *State, moves []vfio.Move) {
 	for _, move := range moves {
 		device := state.PCI.Device(move.Address)
-		device.Driver, device.Override, device.Users, device.Persistence = move.Driver, move.Override, nil, ""
+		device.Driver, device.Override, device.Users, device.Uses, device.Modeset = move.Driver, move.Override, nil, nil, false
+		device.Persistence, device.PersistenceWhy = "", ""
 
 		if move.Driver == vfio.AnyDriver {
 			device.Driver = ""
@@ -697,7 +773,7 @@ func addStale(current State, targets []target, planned *plan.Plan[State]) {
 	byCard := map[string][]Record{}
 
 	for _, record := range current.Records {
-		if slices.ContainsFunc(targets, func(each target) bool { return each.Address == record.Address && each.ID != record.ID }) {
+		if slices.ContainsFunc(targets, func(each target) bool { return each.Address == record.Address && each.Record != record }) {
 			byCard[record.Card] = append(byCard[record.Card], record)
 		}
 	}
@@ -749,8 +825,8 @@ func makeRelease(args Args, current *State, records []Record) (release, error) {
 
 	for _, record := range slices.Backward(records) {
 		device := current.PCI.Device(record.Address)
-		if device == nil || device.ID != record.ID || !pci.IsVFIO(device.Driver) && !pci.IsVFIO(device.Override) {
-			continue // gone, another card now, or back already
+		if !record.is(device) || device.Lost || !pci.IsVFIO(device.Driver) && !pci.IsVFIO(device.Override) {
+			continue // gone, another card now, nobody to give back, or back already
 		}
 
 		if device.Driver == record.Driver && device.Override == record.Override {

@@ -36,10 +36,16 @@ type State struct {
 type Record struct {
 	Address  string `json:"address"`
 	ID       string `json:"id"`
+	Path     string `json:"path"` // where it is in the machine, as pci.Device has it
 	Card     string `json:"card"` // address of the GPU that it goes with
 	Driver   string `json:"driver,omitempty"`
 	Module   string `json:"module,omitempty"` // of the driver; empty when that is part of the kernel
 	Override string `json:"override,omitempty"`
+}
+
+// is tells whether a device is the one that the record is of: the same kind of card in the same place.
+func (r Record) is(device *pci.Device) bool {
+	return device != nil && device.ID == r.ID && device.Path == r.Path
 }
 
 // builtIn tells that the function's driver is there before udev is.
@@ -105,10 +111,7 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	if h.args.live() {
-		err = vfio.ReadPersistence(ctx, &state.PCI)
-		if err != nil {
-			return state, err
-		}
+		vfio.ReadPersistence(ctx, &state.PCI)
 	}
 
 	state.Aliases, err = h.readAliases()

@@ -158,7 +158,7 @@ func makeGPU(args Args, system *pci.System, address string) GPU {
 		each := system.Device(function)
 		gpu.Reserved = gpu.Reserved && pci.IsVFIO(each.Driver)
 		gpu.ShowsHost = gpu.ShowsHost || vfio.ShowsHost(*each) != ""
-		gpu.Users = append(gpu.Users, vfio.UsersOf(*each)...)
+		gpu.Users = append(gpu.Users, slices.Concat(vfio.UsersOf(*each), vfio.HeldOf(*each))...)
 	}
 
 	// What is reserved already is not in the way of itself.
@@ -185,6 +185,8 @@ func summarize(system *pci.System, gpu GPU) string {
 	name := vfio.Describe(system, gpu.Address)
 
 	switch {
+	case system.Device(gpu.Address).Lost && gpu.Reserved:
+		return name + " is reserved, and does not answer: it has fallen off the bus, or is switched off"
 	case gpu.Reserved && gpu.Viable:
 		return name + " is reserved, with all that belongs to it"
 	case gpu.Reserved:

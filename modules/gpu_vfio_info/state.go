@@ -22,7 +22,7 @@ type host struct {
 func (h *host) Read(ctx context.Context) (State, error) {
 	system, err := pci.Reader{Root: h.root}.Read()
 	if err == nil {
-		err = vfio.ReadPersistence(ctx, &system)
+		vfio.ReadPersistence(ctx, &system)
 	}
 
 	return State{system}, err

@@ -60,6 +60,7 @@ const (
 	CodeReadOnly     ansible.Code = "read_only"
 	CodeForeignFile  ansible.Code = "foreign_file"
 	CodeRefresh      ansible.Code = "refresh_failed"
+	CodeQuoted       ansible.Code = "quoted_parameter"
 )
 
 // Module is kernel_cmdline.
@@ -75,6 +76,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeReadOnly:     "the boot loader's files cannot be written",
 		CodeForeignFile:  "the file that this module uses was written by somebody else",
 		CodeRefresh:      "the boot loader's tool failed, or did not take the parameters; files are as they were",
+		CodeQuoted:       "a parameter that is not to be there has a space in quotes, which GRUB's file of additions cannot leave out",
 	},
 	Normalize: normalize,
 	Open:      open,
@@ -137,7 +139,7 @@ func open(_ context.Context, _ *ansible.Task, args Args) (ansible.Host[State], e
 
 func makeValues(args Args, final State) Values {
 	values := Values{
-		BootLoader: final.Loader, Configured: []string{}, Running: final.Running, Files: []string{}, Findings: findings(final), RebootReasons: rebootReasons(args, final),
+		BootLoader: final.Loader, Configured: []string{}, Running: final.Running, Files: []string{}, Findings: findings(args, final), RebootReasons: rebootReasons(args, final),
 	}
 
 	if len(final.Entries) > 0 {
@@ -159,8 +161,8 @@ func makeValues(args Args, final State) Values {
 
 // findings are what somebody should look at in the lines: parameters that come more than once, and those of the other
 // maker's IOMMU.
-func findings(state State) []string {
-	found := []string{}
+func findings(args Args, state State) []string {
+	found := notStartedWith(args, state)
 
 	for _, each := range append([]bootloader.Entry{{Source: "/proc/cmdline", Line: state.Running}}, state.Entries...) {
 		count := map[string]int{}
@@ -185,6 +187,23 @@ func findings(state State) []string {
 	return slices.Compact(found)
 }
 
+// notStartedWith tells what the entries had before the host was started last, and the running kernel was not started with:
+// they are not what starts the host, and another restart is of no use.
+func notStartedWith(args Args, state State) []string {
+	found := []string{}
+
+	if args.State != "present" || args.root() != "" || !state.StartedSince || len(lacks(state.Entries, args.Present, args.Absent)) > 0 {
+		return found
+	}
+
+	for _, lack := range bootloader.Lacks(state.Running, args.Present, args.Absent) {
+		found = append(found, fmt.Sprintf("%s has it otherwise since before this start, and on the command line of the running kernel, %s: "+
+			"something else starts the host, or adds to the line, or an older entry was chosen", state.Entries[0].Source, lack))
+	}
+
+	return found
+}
+
 func wrongVendor(vendor, parameter string) string {
 	switch name := bootloader.Name(parameter); {
 	case name == "intel_iommu" && vendor == "AuthenticAMD":
@@ -200,6 +219,10 @@ func wrongVendor(vendor, parameter string) string {
 func rebootReasons(args Args, final State) []string {
 	reasons := []string{}
 	if args.root() != "" {
+		return reasons
+	}
+
+	if len(notStartedWith(args, final)) > 0 {
 		return reasons
 	}
 

@@ -45,7 +45,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	planned := plan.Plan[State]{After: current}
 	planned.After.Entries = slices.Clone(current.Entries)
 
-	for _, finding := range findings(current) {
+	for _, finding := range findings(args, current) {
 		planned.Add(plan.Report, "kernel command line", nil, "%s", finding)
 	}
 
@@ -128,6 +128,11 @@ func planDropIn(args Args, current State, planned *plan.Plan[State]) error {
 		do.Present, do.Absent = nil, nil
 	}
 
+	err := checkQuoted(current.Entries, do.Absent)
+	if err != nil {
+		return err
+	}
+
 	left := lacks(current.Entries, do.Present, do.Absent)
 	if args.State == "present" && current.File == nil && current.Original == nil && len(left) == 0 {
 		return nil // somebody else has seen to it
@@ -163,9 +168,25 @@ func planDropIn(args Args, current State, planned *plan.Plan[State]) error {
 	return nil
 }
 
+// checkQuoted refuses to leave out what has a space in quotes: GRUB's variables are words to a shell.
+func checkQuoted(entries []bootloader.Entry, absent []string) error {
+	for _, entry := range entries {
+		for _, parameter := range entry.Line {
+			quoted := strings.ContainsAny(parameter, `"' `)
+			if quoted && len(bootloader.Lacks([]string{parameter}, nil, absent)) > 0 {
+				return ansible.Fail(CodeQuoted, "take it out by hand, in /etc/default/grub or a file in /etc/default/grub.d",
+					"%s: %s has a space in quotes, and cannot be left out by a file of additions", entry.Source, parameter)
+			}
+		}
+	}
+
+	return nil
+}
+
 func same(a, b *ownfile.File) bool { return a == nil && b == nil || a != nil && b != nil && *a == *b }
 
 func addChange(planned *plan.Plan[State], args Args, do change, left []string) {
+	planned.After.StartedSince = false
 	verb := plan.Change
 
 	switch {
@@ -307,19 +328,21 @@ func sorted(list []string) []string {
 	return list
 }
 
-// baseLine is the line as it is written down: in the file, or where there is none, what the newest entry has.
+// baseLine is the line as it is written down: in the file, or where there is none, what kernel-install would take, or what
+// the newest entry has.
 func baseLine(current State) []string {
 	if current.File != nil {
 		return bootloader.Split(current.File.Content)
 	}
 
-	if len(current.Entries) == 0 {
-		return nil
+	base := current.Base
+	if base == nil && len(current.Entries) > 0 {
+		base = current.Entries[len(current.Entries)-1].Line
 	}
 
 	// kernel-install(8) puts the machine's id into each entry by itself.
-	return slices.DeleteFunc(slices.Clone(current.Entries[len(current.Entries)-1].Line), func(parameter string) bool {
-		return bootloader.Name(parameter) == "systemd.machine_id" || ofLoader(parameter)
+	return slices.DeleteFunc(slices.Clone(base), func(parameter string) bool {
+		return bootloader.Name(parameter) == "systemd.machine_id"
 	})
 }
 

@@ -5,11 +5,13 @@ package kernelcmdline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +31,10 @@ type State struct {
 	Running   []string           `json:"running,omitempty"`
 	CPUVendor string             `json:"cpu_vendor,omitempty"`
 	Entries   []bootloader.Entry `json:"entries,omitempty"`
+	// StartedSince tells that the host has started since the entries were made.
+	StartedSince bool `json:"started_since,omitempty"`
+	// Base is what kernel-install begins a line with where there is no file.
+	Base []string `json:"base,omitempty"`
 	// File is the file of additions, or the one that holds the line.
 	File *ownfile.File `json:"file,omitempty"`
 	// NoFolder tells that the file's folder does not exist.
@@ -56,7 +62,12 @@ func (h *host) store() record.Store {
 }
 
 func (h *host) reader() bootloader.Reader {
-	return bootloader.Reader{Tree: initramfs.Tree{Root: h.args.root()}}
+	reader := bootloader.Reader{Tree: initramfs.Tree{Root: h.args.root()}}
+	if h.args.root() == "" {
+		reader.Sys = "/sys"
+	}
+
+	return reader
 }
 
 // What the records of parameters are called: the name, and a sign for what was done.
@@ -96,7 +107,49 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		err = h.readFile(&state)
 	}
 
+	if err == nil && state.Loader == bootloader.KernelInstall && state.File == nil {
+		state.Base, err = h.reader().Base(state.Running)
+	}
+
+	if err == nil && h.args.root() == "" {
+		state.StartedSince, err = startedSince("/proc/stat", state.Entries)
+	}
+
 	return state, err
+}
+
+// startedSince tells whether all files with entries are older than the kernel that runs, by the file that says since when
+// that is (proc(5), btime). What has no files is as if it were new.
+func startedSince(stat string, entries []bootloader.Entry) (bool, error) {
+	text, err := os.ReadFile(stat)
+	if err != nil {
+		return false, err
+	}
+
+	_, after, _ := strings.Cut(string(text), "\nbtime ")
+	line, _, _ := strings.Cut(after, "\n")
+
+	since, err := strconv.ParseInt(line, 10, 64)
+	if err != nil {
+		return false, fmt.Errorf("%s does not say when the kernel was started: %w", stat, err)
+	}
+
+	for _, entry := range entries {
+		info, err := os.Stat(entry.Source)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil // a tool's name, or gone by now
+		}
+
+		if err != nil {
+			return false, err
+		}
+
+		if info.ModTime().Unix() >= since {
+			return false, nil
+		}
+	}
+
+	return len(entries) > 0, nil
 }
 
 // pickLoader gives the loader that is meant; empty when it is not there.

@@ -15,7 +15,9 @@ author:
 description:
   - Gives graphics cards to the driver vfio-pci, with all functions of their slots, so that virtual machines can have them - now
     where that is possible, and from then on each time the host starts, before a driver of the host's has seen them.
-  - Cards are told apart by their address, so that of two identical cards one is reserved and the other is not.
+  - Cards are told apart by their address, so that of two identical cards one is reserved and the other is not. At the next starts
+    also their place must be the same, behind the same bridges. Where another card has the address then, or the host's display
+    is on the card, nothing of it is taken.
   - Refuses what would hurt the host, and says why and what to do - the host's own display, a card that somebody uses, a card that
     shares its IOMMU group with other devices, an IOMMU that is off in the firmware or in the kernel.
   - All functions of a card change their driver, or none. If making the initramfs fails, all files are as they were.
@@ -47,7 +49,9 @@ options:
     default: present
   select:
     description:
-      - Picks cards by what they are, in place of I(devices). Cards that are reserved already are picked first.
+      - Picks cards by what they are, in place of I(devices). Cards that are reserved already are picked first. One that is
+        reserved and is not there any more, or does not answer, is an error, since nobody can say whether it would be picked;
+        I(state=absent) with its address in I(devices) gives it up.
     type: dict
     suboptions:
       id:
@@ -264,18 +268,20 @@ failure:
     code:
       description:
         - The kind of failure.
-        - C(bind_failed) - a function did not change its driver; all of the card are as they were.
+        - C(bind_failed) - a function did not change its driver; all of the card have those that they had, and what is prepared for the next start stays.
         - C(boot_display) - the host's display is on the card.
         - C(conflict) - somebody else changed the object while this task did.
         - C(failed) - a step was refused; msg has the reason.
         - C(foreign_file) - a file of the name that this module uses was written by somebody else.
-        - C(in_use) - somebody uses the card; msg names processes and files.
+        - C(held_by_driver) - nobody uses the card, and its driver would not let go of it, as NVIDIA's in persistence mode.
+        - C(in_use) - somebody uses the card; msg names processes and files, or disks and network interfaces.
         - C(initramfs_failed) - making the initramfs failed; files and images are as they were.
         - C(internal) - a defect in the module; please report it.
         - C(invalid_argument) - an option's value is refused; nothing was touched.
         - C(iommu_off_firmware) - the IOMMU is off in the firmware.
         - C(iommu_off_kernel) - the firmware has an IOMMU and the kernel does not use it.
         - C(last_display) - it is a desktop, and no GPU would be left for it.
+        - C(lost) - the card does not answer, or one that is reserved is not there any more.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
         - C(no_driver) - the driver is not there.
         - C(no_initramfs) - nobody is found who makes the initramfs, or it has no image.

@@ -53,7 +53,8 @@ options:
     elements: str
   boot_loader:
     description:
-      - The boot loader. C(auto) is the one whose tool and files are found.
+      - The boot loader. C(auto) is the one whose tool and files are found; not GRUB where the firmware says that systemd-boot
+        started the host. Entries of other systems on the same disk are left alone.
     type: str
     choices: [auto, grub, grubby, kernel-install, kernelstub, proxmox-boot-tool]
     default: auto
@@ -116,13 +117,15 @@ files:
   elements: str
   sample: [/etc/default/grub.d/95-gpu.cfg]
 findings:
-  description: Parameters that come more than once or are for another processor, a line each.
+  description: Parameters that come more than once, are for another processor, or did not reach the running kernel, a line each.
   returned: success
   type: list
   elements: str
   sample: ["/proc/cmdline: intel_iommu=on comes 8 times"]
 reboot_required:
-  description: Whether the running kernel was started without what is wanted, or with what is not.
+  description:
+    - Whether the running kernel was started without what is wanted, or with what is not.
+    - Not where the host has been started since its entries had it - another restart is of no use then, and I(findings) says so.
   returned: success
   type: bool
 reboot_reasons:
@@ -158,6 +161,7 @@ failure:
         - C(no_boot_loader) - no boot loader is found that this module knows, or not the one that was named.
         - C(not_converged) - every step was done and the state is still not the wanted one.
         - C(other_boot_loader) - the parameters were set for another boot loader, which has to be cleaned up first.
+        - C(quoted_parameter) - a parameter that is not to be there has a space in quotes, which GRUB's file of additions cannot leave out.
         - C(read_only) - the boot loader's files cannot be written.
         - C(refresh_failed) - the boot loader's tool failed, or did not take the parameters; files are as they were.
         - C(timeout) - a deadline has passed.

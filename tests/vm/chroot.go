@@ -102,20 +102,22 @@ func NewChroot(t testing.TB, generator string) *Chroot {
 const hardware = `mkdir -p bus/pci/devices bus/pci/drivers firmware/acpi/tables class/iommu/dmar0 kernel/iommu_groups
 touch firmware/acpi/tables/DMAR bus/pci/drivers_probe
 new() {
-  d=devices/pci0000:00/$1; mkdir -p $d kernel/iommu_groups/$4 bus/pci/drivers/$5 module/$6
+  d=devices/pci0000:00/$7$1; up=../../..${7:+/..}; mkdir -p $d kernel/iommu_groups/$4 bus/pci/drivers/$5 module/$6
   echo 0x${2%:*} >$d/vendor; echo 0x${2#*:} >$d/device; echo 0x$3 >$d/class; echo '(null)' >$d/driver_override
   head -c 64 /dev/zero >$d/config; : >$d/resource; echo live >module/$6/initstate
   ln -sfn ../../../../module/$6 bus/pci/drivers/$5/module
-  ln -s ../../../bus/pci/drivers/$5 $d/driver; ln -s ../../../kernel/iommu_groups/$4 $d/iommu_group
+  ln -s $up/bus/pci/drivers/$5 $d/driver; ln -s $up/kernel/iommu_groups/$4 $d/iommu_group
   ln -s ../../../$d bus/pci/devices/$1
 }
-new 0000:00:02.0 10de:2684 030000 1 bochs-drm bochs
+new 0000:00:02.0 10de:2684 030000 1 bochs-drm bochs ''
 echo 1 >devices/pci0000:00/0000:00:02.0/boot_vga
-for slot in '01 6' '02 7'; do
-  new 0000:${slot% *}:00.0 10de:2684 038000 ${slot#* } bochs-drm bochs
-  new 0000:${slot% *}:00.1 10de:22ba 040300 ${slot#* } snd_hda_intel snd_hda_intel
-  new 0000:${slot% *}:00.2 10de:1ad6 0c0330 ${slot#* } xhci_hcd xhci_pci
-done
+card() {
+  new 0000:$1:00.0 10de:2684 038000 $2 bochs-drm bochs $3
+  new 0000:$1:00.1 10de:22ba 040300 $2 snd_hda_intel snd_hda_intel $3
+  new 0000:$1:00.2 10de:1ad6 0c0330 $2 xhci_hcd xhci_pci $3
+}
+card 01 6 0000:00:04.0/
+card 02 7 0000:00:05.0/
 `
 
 // Out is the folder that $out of [Chroot.Sh] is.

@@ -59,7 +59,7 @@ const gpuInventory = `all:
       hosts: {}
 `
 
-func bootGPUHost(t *testing.T) *gpuHost {
+func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 	t.Helper()
 	made, _ := chrootRoot(t, "initramfs-tools")
 	checkout, err := filepath.Abs("../..")
@@ -72,7 +72,7 @@ func bootGPUHost(t *testing.T) *gpuHost {
 	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "inventory.yaml"), fmt.Appendf(nil, gpuInventory, h.port, h.dir), 0o600))
 	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
 	h.cards = &cards{guest: Boot(t, Machine{
-		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 1, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
+		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 1, Memory: 1024, Cmdline: cardCmdline + cmdline, Modules: []string{"virtio_net", "autofs4"},
 		Before: giveNvidiaIDs,
 		Args: append(cardArgs("intel"), "-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", h.port),
 			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),
@@ -234,7 +234,7 @@ var harms = []harm{
 
 func TestGPUPlaybooks(t *testing.T) {
 	t.Parallel()
-	h := bootGPUHost(t)
+	h := bootGPUHost(t, "intel_iommu=on iommu=pt")
 	before, files := h.drivers(t), h.state(t)
 	require.Equal(t, "bochs-drm (null)", before[twin+".0"])
 
@@ -245,11 +245,15 @@ func TestGPUPlaybooks(t *testing.T) {
 	assert.NotContains(t, after, "TASK [", "and nothing after it: %s", said.text)
 	assert.Equal(t, before, h.drivers(t))
 
-	// A card that is in use is reserved by a restart, which the playbook makes.
+	// A card that is in use is reserved by a restart, which the playbook makes when it may end who uses it.
 	end := h.hold(t, "exec sleep 1000 </dev/dri/by-path/pci-"+twin+".0-card", "pgrep -x sleep")
 	said = h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.NotZero(t, said.plays[0].changed, "it is prepared: %s", said.text)
+	assert.Contains(t, said.text, "(sleep) has /dev/dri/card")
+	require.Zero(t, h.restarts, said.text)
+	said = h.play(t, h.playbook("30_reserve_gpus"), "-e", "gpu_reservation_restart_users=true")
 	require.Zero(t, said.failed, said.text)
-	assert.NotZero(t, said.plays[0].changed, said.text)
 	assert.Equal(t, 1, h.restarts, said.text)
 	end()
 	h.settle(t)
@@ -285,6 +289,23 @@ func TestGPUPlaybooks(t *testing.T) {
 	require.NoError(t, eventually(t.Context(), patience, "everything is back", func() bool { return assert.ObjectsAreEqual(before, h.drivers(t)) }))
 	assert.Equal(t, files, h.state(t), "nothing is left")
 	assert.Equal(t, 1, h.restarts, "the way back needs no restart")
+}
+
+// TestGPUPlaybookWhereARestartDoesNotHelp: QEMU pins a command line that switches the IOMMU off, whatever GRUB's files say.
+func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
+	t.Parallel()
+	h := bootGPUHost(t, "intel_iommu=off")
+	said := h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.Equal(t, 1, h.restarts, "GRUB's next start was to be with another line: %s", said.text)
+	assert.Contains(t, said.text, "the IOMMU is off in the kernel")
+	h.settle(t)
+
+	said = h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.Zero(t, said.plays[0].changed, said.text)
+	assert.Equal(t, 1, h.restarts, "it has been started with that line, and not with it: %s", said.text)
+	assert.Contains(t, said.text, "something else starts the host", said.text)
 }
 
 // move is a script that moves all functions of a slot to a driver, or to those that they have by themselves.

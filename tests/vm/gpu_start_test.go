@@ -5,6 +5,7 @@ package vm
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -67,10 +68,14 @@ func (r *startRoot) names(t *testing.T) string {
 	return r.mounted(t, `chroot "$root" lsinitramfs $(cd "$root"; ls /boot/initrd.img-* boot/initrd.img-* 2>/dev/null | sed 's,^/*,/,' | grep '^/boot' | tail -n 1) | sort`)
 }
 
-// reports boots an initramfs and gives driver and override of each function, and what the kernel said of the cards.
-func reports(t *testing.T, initrd string) (drivers map[string]string, all string) {
+// reports boots an initramfs, with more of QEMU's options and on the command line, and gives driver and override of each
+// function, and what the kernel said of the cards.
+func reports(t *testing.T, initrd, cmdline string, more ...string) (drivers map[string]string, all string) {
 	t.Helper()
-	guest := Boot(t, Machine{CPUs: 1, Initrd: initrd, Args: cardArgs("intel"), Before: giveNvidiaIDs, Cmdline: cardCmdline + "intel_iommu=on iommu=pt"})
+	guest := Boot(t, Machine{
+		CPUs: 1, Initrd: initrd, Args: append(cardArgs("intel"), more...), Before: giveNvidiaIDs,
+		Cmdline: cardCmdline + "intel_iommu=on iommu=pt " + cmdline,
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
 	require.NoError(t, guest.Wait(ctx))
@@ -83,6 +88,28 @@ func reports(t *testing.T, initrd string) (drivers map[string]string, all string
 	}
 	require.Contains(t, drivers, twin+".2", guest.Serial())
 	return drivers, guest.Serial()
+}
+
+// withEarlyVFIO gives an initramfs whose first program loads vfio-pci before udev runs, as rd.driver.pre does with dracut, and
+// as it is where the driver is part of the kernel.
+func withEarlyVFIO(t *testing.T, initrd string) string {
+	t.Helper()
+	text, err := os.ReadFile(initrd)
+	require.NoError(t, err)
+	added := &archive{dirs: map[string]bool{}}
+	added.file("/early", 0o755, []byte("#!/bin/sh\nmkdir -p /sys /proc\nmount -t sysfs sysfs /sys\nmount -t proc proc /proc\nmodprobe vfio-pci\n[ -d /sys/bus/pci/drivers/vfio-pci ] && echo EARLY >/dev/console\numount /proc /sys\nexec /init\n"))
+	path := initrd + "-early"
+	require.NoError(t, os.WriteFile(path, append(added.bytes(), text...), 0o600))
+	return path
+}
+
+// onlyTwin asserts that the second card is with VFIO, and nothing else.
+func onlyTwin(t *testing.T, drivers map[string]string) {
+	t.Helper()
+	for address, driver := range drivers {
+		assert.Equal(t, strings.HasPrefix(address, twin), driver == "vfio-pci vfio-pci", "%s: %s", address, driver)
+	}
+	assert.Equal(t, "bochs-drm (null)", drivers[first+".0"])
 }
 
 func TestGPUIsReservedFromTheStart(t *testing.T) {
@@ -140,14 +167,27 @@ func TestGPUIsReservedFromTheStart(t *testing.T) {
 	})
 
 	t.Run("booted", func(t *testing.T) {
-		drivers, said := reports(t, reserved)
-		for address, driver := range drivers {
-			assert.Equal(t, strings.HasPrefix(address, twin), driver == "vfio-pci vfio-pci", "%s: %s", address, driver)
-		}
-		assert.Equal(t, "bochs-drm (null)", drivers[first+".0"])
-		saw := sawCards(said)
-		assert.Contains(t, saw, first+".0", "a driver tells which card it has")
-		assert.NotContains(t, saw, twin, "no driver of the host's has seen it")
+		t.Run("reserved", func(t *testing.T) {
+			t.Parallel()
+			drivers, said := reports(t, reserved, "udev.children_max=1")
+			onlyTwin(t, drivers)
+			saw := sawCards(said)
+			assert.Contains(t, saw, first+".0", "a driver tells which card it has")
+			assert.NotContains(t, saw, twin, "no driver of the host's has seen it")
+		})
+		t.Run("with vfio-pci there before udev is", func(t *testing.T) {
+			t.Parallel()
+			drivers, said := reports(t, withEarlyVFIO(t, reserved), "rdinit=/early")
+			require.Contains(t, said, "EARLY")
+			onlyTwin(t, drivers)
+		})
+		t.Run("with one more bus in front", func(t *testing.T) {
+			t.Parallel()
+			drivers, _ := reports(t, reserved, "", "-device", "pcie-root-port,id=rp9,chassis=9,slot=9,addr=3.0")
+			require.Contains(t, drivers, "0000:03:00.2", "the reserved card is there now")
+			assert.Equal(t, "bochs-drm (null)", drivers[twin+".0"], "its twin has its address, and is left alone")
+			assert.Equal(t, "xhci_hcd (null)", drivers[twin+".2"])
+		})
 	})
 }
 
@@ -166,7 +206,7 @@ func sawCards(report string) string {
 func TestGPUWithAnInitramfsOfBefore(t *testing.T) {
 	t.Parallel()
 	r := newStartRoot(t, "initramfs-tools")
-	drivers, said := reports(t, r.initramfs(t, "stale"))
+	drivers, said := reports(t, r.initramfs(t, "stale"), "")
 	assert.Equal(t, "bochs-drm (null)", drivers[twin+".0"], "the rule in /etc alone is of no use")
 	assert.Equal(t, "xhci_hcd (null)", drivers[twin+".2"])
 	assert.Contains(t, sawCards(said), twin+".0")

@@ -296,7 +296,7 @@ func (c *cards) testReserve(t *testing.T) {
 	}
 	assert.Equal(t, "/dev/vfio/"+group, c.sh(t, "ls -d /dev/vfio/[0-9]*"), "the twin's group has no node")
 	assert.JSONEq(t, opened, c.opens(t, group, twin+".0"))
-	assert.Equal(t, "3", c.sh(t, `grep -c '^ACTION=="add"' /etc/udev/rules.d/05-thinkube-gpu-vfio.rules`))
+	assert.Equal(t, "6", c.sh(t, `grep -c '^ACTION=="add"' /etc/udev/rules.d/05-thinkube-gpu-vfio.rules`), "two lines for each function")
 	said, idle := c.timed(t, func() gpuAnswer { return c.reserve(t, "0000:02:00.0") })
 	assert.False(t, said.Changed, "the second run")
 	assert.Less(t, bind.processor-idle.processor, time.Second, "three functions are bound")

@@ -50,16 +50,22 @@ type Entry struct {
 }
 
 // Reader reads a tree.
-type Reader struct{ Tree initramfs.Tree }
+type Reader struct {
+	Tree initramfs.Tree
+	// Sys is the folder of the sysfs of the machine that the tree runs on; empty for a tree that does not run.
+	Sys string
+}
 
 // Find tells which loaders' tools are in charge of the tree, the likeliest first.
 func (r Reader) Find() []string {
+	// GRUB's files stay where systemd-boot has come after it.
+	bySystemd := strings.HasPrefix(r.started(), "systemd-boot")
 	has := map[string]bool{
 		Proxmox: r.Tree.Has("proxmox-boot-tool") && r.exists(proxmoxPartitions) && r.exists(kernelCmdline),
 		// It is installed on Pop!_OS always, and used where systemd-boot is.
 		Kernelstub: r.Tree.Has("kernelstub") && r.exists(kernelstubConfig),
 		Grubby:     r.Tree.Has("grubby"),
-		GRUB:       r.Tree.Has("grub-mkconfig") && r.exists(grubConfig),
+		GRUB:       r.Tree.Has("grub-mkconfig") && r.exists(grubConfig) && !bySystemd,
 		// systemd brings the program along everywhere; entries tell that it is used.
 		KernelInstall: r.Tree.Has("kernel-install") && r.hasEntries(),
 	}
@@ -73,12 +79,29 @@ func (r Reader) exists(path string) bool {
 	return err == nil
 }
 
-func (r Reader) hasEntries() bool {
-	return slices.ContainsFunc(entryFolders, func(folder string) bool {
-		found, _ := filepath.Glob(r.Tree.Root + folder + "/*.conf")
+// loaderInfo is where a boot loader says what it is, after four bytes of flags, in UTF-16
+// (https://systemd.io/BOOT_LOADER_INTERFACE). Those that say nothing are older ones, or there is no UEFI.
+const loaderInfo = "/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
-		return len(found) > 0
-	})
+// started gives what the loader that started this machine calls itself, such as "systemd-boot 252"; empty when it does not
+// say, or the tree does not run.
+func (r Reader) started() string {
+	if r.Sys == "" {
+		return ""
+	}
+
+	text, err := os.ReadFile(r.Sys + loaderInfo)
+	if err != nil || len(text) < 4 {
+		return ""
+	}
+
+	return strings.ReplaceAll(string(text[4:]), "\x00", "") // its names are of ASCII letters
+}
+
+func (r Reader) hasEntries() bool {
+	entries, err := r.specEntries()
+
+	return err == nil && len(entries) > 0
 }
 
 // DropIn gives the path of the file of additions of that name; empty where a loader has no such place.
@@ -121,12 +144,29 @@ func (r Reader) Entries(ctx context.Context, loader string) ([]Entry, error) {
 	return nil, fmt.Errorf("boot loader %q is not known", loader)
 }
 
-var grubLinux = regexp.MustCompile(`(?m)^[ \t]*linux(?:16|efi)?[ \t]+\S+[ \t]+(.*)$`)
+var (
+	grubLinux = regexp.MustCompile(`(?m)^[ \t]*linux(?:16|efi)?[ \t]+\S+[ \t]+(.*)$`)
+	// What each of its scripts writes, grub-mkconfig puts between such lines.
+	grubSection = regexp.MustCompile(`(?ms)^### BEGIN (\S+) ###$(.*?)^### END \S+ ###$`)
+	// Debian's, Ubuntu's for ZFS, and Xen's; others have the lines of other systems, or of the administrator.
+	grubOwn = regexp.MustCompile(`/(10|20)_linux[^/]*$`)
+)
 
+// grubEntries leaves out what GRUB_CMDLINE_LINUX_DEFAULT is no part of: other systems, and what somebody wrote by hand.
 func (r Reader) grubEntries() ([]Entry, error) {
 	text, err := os.ReadFile(r.Tree.Root + grubConfig)
 	if err != nil {
 		return nil, err
+	}
+
+	if sections := grubSection.FindAllSubmatch(text, -1); sections != nil {
+		text = nil
+
+		for _, section := range sections {
+			if grubOwn.Match(section[1]) {
+				text = append(text, section[2]...)
+			}
+		}
 	}
 
 	var entries []Entry
@@ -173,8 +213,11 @@ func (r Reader) grubbyEntries(ctx context.Context) ([]Entry, error) {
 	return entries, nil
 }
 
-// specEntries reads the entries of https://uapi-group.org/specifications/specs/boot_loader_specification.
+// specEntries reads the entries of https://uapi-group.org/specifications/specs/boot_loader_specification that kernel-install
+// makes for this system: others on the same partition are another system's, or somebody's own.
 func (r Reader) specEntries() ([]Entry, error) {
+	tokens, machine := r.entryTokens()
+
 	var entries []Entry
 
 	for _, folder := range entryFolders {
@@ -189,20 +232,83 @@ func (r Reader) specEntries() ([]Entry, error) {
 				return nil, err
 			}
 
-			var line []string
+			fields := parseEntry(string(text))
+			ours := slices.ContainsFunc(tokens, func(token string) bool { return strings.HasPrefix(filepath.Base(path), token+"-") })
 
-			for _, each := range strings.Split(string(text), "\n") {
-				words := strings.Fields(each)
-				if len(words) > 0 && words[0] == "options" {
-					line = append(line, Split(strings.TrimPrefix(strings.TrimSpace(each), "options"))...)
-				}
+			if id := fields["machine-id"]; fields["linux"] == "" || !ours || id != "" && machine != "" && id != machine {
+				continue
 			}
 
-			entries = append(entries, Entry{strings.TrimPrefix(path, r.Tree.Root), line})
+			entries = append(entries, Entry{strings.TrimPrefix(path, r.Tree.Root), Split(fields["options"])})
 		}
 	}
 
 	return entries, nil
+}
+
+// parseEntry gives the fields of an entry. One that comes more than once is joined.
+func parseEntry(text string) map[string]string {
+	fields := map[string]string{}
+
+	for line := range strings.Lines(text) {
+		if words := strings.Fields(line); len(words) > 1 {
+			value := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), words[0]))
+			fields[words[0]] = strings.TrimSpace(fields[words[0]] + " " + value)
+		}
+	}
+
+	return fields
+}
+
+// entryTokens gives what the names of this system's entries begin with, as kernel-install(8) picks it, and the machine's id.
+func (r Reader) entryTokens() (tokens []string, machine string) {
+	machine = r.firstLine("/etc/machine-id")
+
+	if token := r.firstLine("/etc/kernel/entry-token"); token != "" {
+		return []string{token}, machine
+	}
+
+	tokens = []string{"Default"}
+	if machine != "" {
+		tokens = append(tokens, machine)
+	}
+
+	text, _ := os.ReadFile(r.Tree.Root + "/etc/os-release")
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if value = strings.Trim(value, `"'`); (name == "ID" || name == "IMAGE_ID") && value != "" {
+			tokens = append(tokens, value)
+		}
+	}
+
+	return tokens, machine
+}
+
+func (r Reader) firstLine(path string) string {
+	text, _ := os.ReadFile(r.Tree.Root + path)
+	line, _, _ := strings.Cut(string(text), "\n")
+
+	return strings.TrimSpace(line)
+}
+
+// vendorCmdline is the line that a system comes with, which kernel-install takes where an administrator wrote none.
+const vendorCmdline = "/usr/lib/kernel/cmdline"
+
+// Base gives the line that kernel-install begins with where there is no file of the administrator's: the system's own, or
+// what the running kernel was started with (90-loaderentry.install). Empty when the tree does not run and has none.
+func (r Reader) Base(running []string) ([]string, error) {
+	text, err := os.ReadFile(r.Tree.Root + vendorCmdline)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return Split(string(text)), err
+	}
+
+	if r.Sys == "" {
+		return nil, nil
+	}
+
+	return slices.DeleteFunc(slices.Clone(running), func(parameter string) bool {
+		return Name(parameter) == "BOOT_IMAGE" || Name(parameter) == "initrd"
+	}), nil
 }
 
 // kernelstubEntries reads kernelstub's own configuration.

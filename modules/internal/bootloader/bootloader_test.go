@@ -62,6 +62,7 @@ func TestGRUBsAdditionsInAShell(t *testing.T) {
 		"only the value that is meant": {`GRUB_CMDLINE_LINUX_DEFAULT="intel_iommu=on,sm_on intel_iommu=on"`, nil, []string{"intel_iommu=on"}, "", "intel_iommu=on,sm_on"},
 		"nothing to do":                {`GRUB_CMDLINE_LINUX_DEFAULT="  quiet   splash "`, []string{"quiet"}, []string{"nosplash"}, "", "  quiet   splash "},
 		"patterns are no patterns":     {`GRUB_CMDLINE_LINUX_DEFAULT="a=b c=[d]"`, nil, []string{"c=[d]"}, "", "a=b"},
+		"left out in either spelling":  {`GRUB_CMDLINE_LINUX_DEFAULT="intel-iommu=off a intel_iommu=on"`, nil, []string{"intel_iommu"}, "", "a"},
 		"quotes stay":                  {`GRUB_CMDLINE_LINUX_DEFAULT='dyndbg="file x +p" quiet'`, []string{"iommu=pt"}, []string{"quiet"}, "", `dyndbg="file x +p" iommu=pt`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,6 +119,20 @@ func tree(t *testing.T, files map[string]string) bootloader.Reader {
 
 func TestLoadersAreFoundAndRead(t *testing.T) {
 	entry := "title Debian\nversion 6.1\noptions root=UUID=1 ro\noptions quiet\nlinux /vmlinuz\n"
+	others := `### BEGIN /etc/grub.d/10_linux ###
+menuentry 'Debian' {
+	linux /vmlinuz root=UUID=1 ro quiet
+}
+### END /etc/grub.d/10_linux ###
+### BEGIN /etc/grub.d/30_os-prober ###
+menuentry 'Fedora' {
+	linux /vmlinuz root=UUID=2 ro rhgb
+}
+### END /etc/grub.d/30_os-prober ###
+### BEGIN /etc/grub.d/40_custom ###
+	linux /mine root=UUID=3
+### END /etc/grub.d/40_custom ###
+`
 
 	for name, each := range map[string]struct {
 		files   map[string]string
@@ -129,12 +144,28 @@ func TestLoadersAreFoundAndRead(t *testing.T) {
 			[]bootloader.Entry{{Source: "/boot/grub/grub.cfg", Line: []string{"root=UUID=1", "ro", "quiet", "iommu=pt"}}},
 		},
 		"kernel-install": {
-			map[string]string{"/usr/bin/kernel-install": "", "/boot/efi/loader/entries/a-6.1.conf": entry}, []string{"kernel-install"},
+			map[string]string{
+				"/usr/bin/kernel-install": "", "/etc/machine-id": "0a\n", "/boot/efi/loader/entries/0a-6.1.conf": entry,
+				"/boot/efi/loader/entries/0b-6.1.conf": entry, "/boot/efi/loader/entries/memtest.conf": "title Memory\nefi /memtest.efi\n",
+				"/boot/efi/loader/entries/0a-other.conf": "machine-id 0b\n" + entry, "/boot/efi/loader/entries/0a-tool.conf": "efi /tool.efi\n",
+			},
+			[]string{"kernel-install"},
+			[]bootloader.Entry{{Source: "/boot/efi/loader/entries/0a-6.1.conf", Line: []string{"root=UUID=1", "ro", "quiet"}}},
+		},
+		"kernel-install with a token": {
+			map[string]string{"/usr/bin/kernel-install": "", "/etc/kernel/entry-token": "a\n", "/boot/efi/loader/entries/a-6.1.conf": entry}, []string{"kernel-install"},
 			[]bootloader.Entry{{Source: "/boot/efi/loader/entries/a-6.1.conf", Line: []string{"root=UUID=1", "ro", "quiet"}}},
+		},
+		"kernel-install beside another system's entries": {
+			map[string]string{"/usr/bin/kernel-install": "", "/etc/machine-id": "0a\n", "/boot/efi/loader/entries/0b-6.1.conf": entry}, []string{}, nil,
+		},
+		"grub with other systems": {
+			map[string]string{"/usr/sbin/grub-mkconfig": "", "/boot/grub/grub.cfg": others}, []string{"grub"},
+			[]bootloader.Entry{{Source: "/boot/grub/grub.cfg", Line: []string{"root=UUID=1", "ro", "quiet"}}},
 		},
 		"kernelstub": {
 			map[string]string{"/usr/bin/kernelstub": "", "/etc/kernelstub/configuration": `{"default": {}, "user": {"kernel_options": ["quiet", "splash"], "esp_path": "/boot/efi"}}`, "/usr/bin/kernel-install": "", "/boot/efi/loader/entries/Pop_OS-current.conf": entry},
-			[]string{"kernelstub", "kernel-install"}, []bootloader.Entry{{Source: "/etc/kernelstub/configuration", Line: []string{"quiet", "splash"}}},
+			[]string{"kernelstub"}, []bootloader.Entry{{Source: "/etc/kernelstub/configuration", Line: []string{"quiet", "splash"}}},
 		},
 		"proxmox": {
 			map[string]string{"/usr/sbin/proxmox-boot-tool": "", "/etc/kernel/proxmox-boot-uuids": "ABCD\n", "/etc/kernel/cmdline": "root=ZFS=rpool boot=zfs\n", "/usr/sbin/grub-mkconfig": "", "/boot/grub/grub.cfg": grubConfig},
@@ -154,6 +185,49 @@ func TestLoadersAreFoundAndRead(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestGRUBsFilesAreNotBelievedWhereSystemdBootStartsTheHost(t *testing.T) {
+	// Flags, then UTF-16.
+	info := func(name string) string {
+		text := "\x06\x00\x00\x00"
+		for _, char := range name + "\x00" {
+			text += string(char) + "\x00"
+		}
+
+		return text
+	}
+
+	for name, found := range map[string][]string{"systemd-boot 252.39-1": {"kernel-install"}, "GRUB 2.12": {"grub", "kernel-install"}} {
+		reader := tree(t, map[string]string{
+			"/usr/sbin/grub-mkconfig": "", "/boot/grub/grub.cfg": grubConfig, "/usr/bin/kernel-install": "", "/etc/machine-id": "0a\n",
+			"/boot/efi/loader/entries/0a-6.1.conf":                                      "linux /vmlinuz\noptions root=UUID=1\n",
+			"/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f": info(name),
+		})
+		assert.Equal(t, []string{"grub", "kernel-install"}, reader.Find(), "a tree that does not run")
+
+		reader.Sys = reader.Tree.Root + "/sys"
+		assert.Equal(t, found, reader.Find(), name)
+	}
+}
+
+func TestWhatKernelInstallBeginsWith(t *testing.T) {
+	running := []string{"BOOT_IMAGE=/vmlinuz", "initrd=/initrd", "root=UUID=1", "init=/sbin/init", "ro"}
+
+	reader := tree(t, nil)
+	base, err := reader.Base(running)
+	require.NoError(t, err)
+	assert.Empty(t, base, "a tree that does not run has not been started")
+
+	reader.Sys = "/sys"
+	base, err = reader.Base(running)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"root=UUID=1", "init=/sbin/init", "ro"}, base)
+
+	reader = tree(t, map[string]string{"/usr/lib/kernel/cmdline": "root=LABEL=x quiet\n"})
+	base, err = reader.Base(running)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"root=LABEL=x", "quiet"}, base)
 }
 
 func FuzzSplit(f *testing.F) {

@@ -28,8 +28,10 @@ func RenderGRUB(header string, present, absent []string) string {
 			}
 
 			for _, name := range names {
-				text += `thinkube_without "$` + variable + `" ` + quote(name+" ") + ` && ` + variable + `=$thinkube_line` + "\n"
-				text += `thinkube_without "$` + variable + `" ` + quote(name+"=") + ` && ` + variable + `=$thinkube_line` + "\n"
+				for _, spelling := range spellings(name) {
+					text += `thinkube_without "$` + variable + `" ` + quote(spelling+" ") + ` && ` + variable + `=$thinkube_line` + "\n"
+					text += `thinkube_without "$` + variable + `" ` + quote(spelling+"=") + ` && ` + variable + `=$thinkube_line` + "\n"
+				}
 			}
 		}
 	}
@@ -43,6 +45,22 @@ esac
 	}
 
 	return text
+}
+
+// spellings gives all ways to write a parameter's name, - and _ being the same to the kernel.
+func spellings(name string) []string {
+	at := strings.IndexAny(name, "-_")
+	if at < 0 {
+		return []string{name}
+	}
+
+	var all []string
+
+	for _, rest := range spellings(name[at+1:]) {
+		all = append(all, name[:at]+"_"+rest, name[:at]+"-"+rest)
+	}
+
+	return all
 }
 
 // withoutFunction leaves all words out of a line that begin with a text. It succeeds always, since grub-mkconfig ends at

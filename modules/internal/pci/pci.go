@@ -32,10 +32,15 @@ type IOMMU struct {
 // Device is one function of a PCI device.
 type Device struct {
 	Address string `json:"address"`
-	ID      string `json:"id"`    // vendor:device, "10de:2684"
-	Class   string `json:"class"` // six hexadecimal digits, "030000" for a VGA controller
+	// Path is the device's folder below /sys: through which port of which bridge it is reached. An address is given anew at
+	// each start, and belongs to another card once a bus has come before it.
+	Path  string `json:"path,omitempty"`
+	ID    string `json:"id"`    // vendor:device, "10de:2684"
+	Class string `json:"class"` // six hexadecimal digits, "030000" for a VGA controller
 	// Bridge is the header type's word, not the class's: an NVSwitch is of class 0680 and no bridge.
-	Bridge bool   `json:"bridge,omitempty"`
+	Bridge bool `json:"bridge,omitempty"`
+	// Lost tells that nobody answers at its address: it has fallen off the bus, or is switched off.
+	Lost   bool   `json:"lost,omitempty"`
 	Group  string `json:"group,omitempty"` // IOMMU group; empty when it is in none
 	Driver string `json:"driver,omitempty"`
 	// Module is the kernel module of the driver; empty when the driver is part of the kernel.
@@ -57,9 +62,14 @@ type Device struct {
 	// Nodes are the device nodes that belong to it, such as /dev/dri/card0, and Users who has one of them open.
 	Nodes []string `json:"nodes,omitempty"`
 	Users []User   `json:"users,omitempty"`
+	// Uses are those of the kernel, for which no process has a node open: a mounted disk, swap, a network interface that is up.
+	Uses []string `json:"uses,omitempty"`
+	// Modeset tells that NVIDIA's driver holds the card for kernel mode setting.
+	Modeset bool `json:"modeset,omitempty"`
 	// Persistence is NVIDIA's persistence mode, which holds the card without an open node: enabled, disabled, unknown, or
-	// empty where the driver has none.
-	Persistence string `json:"persistence,omitempty"`
+	// empty where the driver has none; PersistenceWhy is why it is unknown.
+	Persistence    string `json:"persistence,omitempty"`
+	PersistenceWhy string `json:"persistence_why,omitempty"`
 }
 
 // User is a process that has a device's node open.

@@ -231,7 +231,12 @@ func (r Reader) readDevice(address string) (Device, error) {
 
 	var err error
 
-	device.Bridge, err = isBridge(filepath.Join(read.folder, "config"))
+	device.Path, err = r.devicePath(address)
+	if err != nil {
+		return device, err
+	}
+
+	device.Bridge, device.Lost, err = readHeader(filepath.Join(read.folder, "config"))
 	if err != nil {
 		return device, err
 	}
@@ -247,6 +252,21 @@ func (r Reader) readDevice(address string) (Device, error) {
 	return device, err
 }
 
+// devicePath gives the target of the device's link in the bus's folder, ../../../devices/pci0000:00/...
+func (r Reader) devicePath(address string) (string, error) {
+	target, err := os.Readlink(filepath.Join(r.Root+devicesFolder, address))
+	if err != nil {
+		return "", err
+	}
+
+	at := strings.Index(target, "/devices/")
+	if at < 0 {
+		return "", fmt.Errorf("its link %q is not one into /sys/devices", target)
+	}
+
+	return target[at:], nil
+}
+
 // noneIsEmpty: the kernel writes "(null)" for an attribute that was never set.
 func noneIsEmpty(text string) string {
 	if text == "(null)" {
@@ -256,13 +276,19 @@ func noneIsEmpty(text string) string {
 	return text
 }
 
-// headerType is where the configuration space says it; without its top bit 0 is an end point (PCI Local Bus 3.0, 6.1).
+// headerType is where the configuration space says it; without its top bit 0 is an end point. Where nobody answers, all of
+// it reads as ones (PCI Local Bus Specification 3.0, 6.1).
 const headerType = 0x0e
 
-func isBridge(path string) (bool, error) {
+// FellOff tells from the beginning of a configuration space that nobody answers: there is no vendor ffff.
+func FellOff(header []byte) bool {
+	return len(header) >= 4 && header[0] == 0xff && header[1] == 0xff && header[2] == 0xff && header[3] == 0xff
+}
+
+func readHeader(path string) (bridge, lost bool, err error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 
 	defer func() { _ = file.Close() }()
@@ -271,10 +297,12 @@ func isBridge(path string) (bool, error) {
 
 	_, err = file.ReadAt(header, 0)
 	if err != nil {
-		return false, fmt.Errorf("reading the header type: %w", err)
+		return false, false, fmt.Errorf("reading the header type: %w", err)
 	}
 
-	return header[headerType]&0x7f != 0, nil
+	lost = FellOff(header)
+
+	return !lost && header[headerType]&0x7f != 0, lost, nil
 }
 
 // moduleOf gives the module of a driver; empty when it is part of the kernel: only what was loaded has a state.

@@ -3,6 +3,7 @@
 package pci_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -73,6 +74,7 @@ func TestReadGivesWhatSysfsSays(t *testing.T) {
 	assert.True(t, system.Device("0000:00:02.0").BootVGA)
 
 	card := system.Device("0000:02:00.2")
+	assert.Equal(t, "/devices/pci0000:00/0000:02:00.2", card.Path)
 	assert.Equal(t, "10de:1ad6", card.ID)
 	assert.Equal(t, "0c0330", card.Class)
 	assert.Equal(t, "7", card.Group)
@@ -123,11 +125,58 @@ func TestReadFindsWhoUsesACard(t *testing.T) {
 	assert.Equal(t, []pci.User{{42, "pipewire", "/dev/snd/controlC0"}}, system.Device("0000:01:00.1").Users)
 }
 
+func TestReadFindsWhatTheKernelUsesWithoutAProcess(t *testing.T) {
+	card := pcitest.Card("0000:01:00", "6")
+	card[0].Driver = "nvidia"
+	card[0].Files = map[string]string{"drm/card1/uevent": "MAJOR=226\nMINOR=1\nDEVNAME=dri/card1\n"}
+	usb := "usb3/3-1/3-1:1.0/"
+	card[2].Files = map[string]string{
+		usb + "uevent":                            "INTERFACE=8/6/80\n",
+		usb + "host4/block/sdb/uevent":            "MAJOR=8\nMINOR=16\nDEVNAME=sdb\nDEVTYPE=disk\n",
+		usb + "host4/block/sdb/sdb1/uevent":       "MAJOR=8\nMINOR=17\nDEVNAME=sdb1\n",
+		usb + "host4/block/sdb/sdb2/uevent":       "MAJOR=8\nMINOR=18\nDEVNAME=sdb2\n",
+		usb + "host4/block/sdb/sdb3/uevent":       "MAJOR=8\nMINOR=19\nDEVNAME=sdb3\n",
+		usb + "host4/block/sdb/sdb4/uevent":       "MAJOR=8\nMINOR=20\nDEVNAME=sdb4\n",
+		usb + "host4/block/sdb/sdb3/holders/dm-0": "",
+		usb + "net/eth1/uevent":                   "INTERFACE=eth1\nIFINDEX=4\n",
+		usb + "net/eth1/flags":                    "0x1003\n",
+		usb + "net/eth1/operstate":                "up\n",
+		usb + "net/eth2/uevent":                   "INTERFACE=eth2\nIFINDEX=5\n",
+		usb + "net/eth2/flags":                    "0x1002\n",
+		usb + "net/eth2/operstate":                "down\n",
+	}
+	kernel := pcitest.New(t, card...)
+	kernel.Put(t, "/proc/1/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+	kernel.Put(t, "/proc/77/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 8:17 / /backup rw shared:1 - ext4 /dev/sdb1 rw\n31 22 0:44 / /data rw - btrfs /dev/sdb4 rw\n")
+	kernel.Put(t, "/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/sdb2  partition 1 0 -2\n")
+	kernel.Put(t, "/sys/module/nvidia_drm/parameters/modeset", "Y\n")
+
+	system := read(t, kernel)
+	assert.ElementsMatch(t, []string{
+		"/dev/sdb1 is mounted on /backup", "/dev/sdb2 is swap space", "/dev/sdb3 is part of /dev/dm-0", "/dev/sdb4 is mounted on /data", "network interface eth1 is up",
+	}, system.Device("0000:01:00.2").Uses)
+	assert.True(t, system.Device("0000:01:00.0").Modeset)
+
+	kernel.Put(t, "/sys/module/nvidia_drm/parameters/modeset", "N\n")
+	assert.False(t, read(t, kernel).Device("0000:01:00.0").Modeset)
+}
+
 func TestReadFindsWhoUsesAGroup(t *testing.T) {
 	kernel := pcitest.New(t, pcitest.Function{Address: "0000:01:00.0", ID: "10de:2684", Class: "030000", Group: "7", Driver: "vfio-pci", Module: "vfio_pci"})
 	kernel.Open(t, 50, "qemu-system-x86_64", "/dev/vfio/7")
 
 	assert.Equal(t, []pci.User{{50, "qemu-system-x86_64", "/dev/vfio/7"}}, read(t, kernel).Device("0000:01:00.0").Users)
+}
+
+func TestWhatDoesNotAnswerIsNoBridge(t *testing.T) {
+	kernel := pcitest.New(t, pcitest.Card("0000:01:00", "6")...)
+	kernel.Put(t, "/sys/devices/pci0000:00/0000:01:00.0/config", strings.Repeat("\xff", 64))
+
+	system := read(t, kernel)
+	assert.True(t, system.Device("0000:01:00.0").Lost)
+	assert.False(t, system.Device("0000:01:00.0").Bridge)
+	assert.Equal(t, []string{"0000:01:00.0"}, system.GPUs(), "it is a GPU all the same")
+	assert.False(t, system.Device("0000:01:00.1").Lost)
 }
 
 func TestReadFindsVirtualFunctionsAndMediatedDevices(t *testing.T) {

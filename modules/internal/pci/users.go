@@ -14,10 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// node is a device node: where it is, and its number.
+// node is a device node: where it is, and its number; or a network interface, which has no node.
 type node struct {
-	path         string
+	path         string // empty for a network interface
 	major, minor uint32 // 0, 0 when the kernel does not say it
+	folder       string // in sysfs; empty for one that has none there
+	isNet        bool
 }
 
 // readUsers finds the nodes of the GPUs and what is related to them, and who has one open.
@@ -37,6 +39,10 @@ func (r Reader) readUsers(system *System) error {
 		}
 
 		for _, each := range found {
+			if each.isNet {
+				continue
+			}
+
 			// A group's node belongs to all its devices. The first stands for them.
 			if owners[each.path] == nil {
 				owners[each.path] = device
@@ -44,6 +50,11 @@ func (r Reader) readUsers(system *System) error {
 			}
 
 			device.Nodes = append(device.Nodes, each.path)
+		}
+
+		err = r.readUses(device, found)
+		if err != nil {
+			return fmt.Errorf("what uses PCI device %q: %w", address, err)
 		}
 	}
 
@@ -88,7 +99,7 @@ func (r Reader) readNodes(device Device) ([]node, error) {
 		}
 
 		each, err := readUevent(path)
-		if err == nil && each.path != "" {
+		if err == nil && (each.path != "" || each.isNet) {
 			found = append(found, each)
 		}
 
@@ -117,12 +128,14 @@ func readUevent(path string) (node, error) {
 		return node{}, err
 	}
 
-	var found node
+	found := node{folder: filepath.Dir(path)}
 
 	for _, line := range strings.Split(text, "\n") {
 		name, value, _ := strings.Cut(line, "=")
 
 		switch name {
+		case "INTERFACE":
+			found.isNet = filepath.Base(filepath.Dir(found.folder)) == "net" // USB's interfaces are others
 		case "DEVNAME":
 			found.path = "/dev/" + value
 		case "MAJOR", "MINOR":

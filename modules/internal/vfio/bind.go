@@ -74,6 +74,7 @@ func (b Bus) Apply(ctx context.Context, moves []Move, check func() error) error 
 
 		if errors.Is(err, errStuck) {
 			before = before[:len(before)-1]
+			err = fmt.Errorf("%w; it stays set to driver %q, and has none once it is let go (write its address to /sys/bus/pci/drivers_probe then)", err, move.Override)
 		}
 
 		return errors.Join(fmt.Errorf("PCI device %s: %w", move.Address, err), b.restore(before))

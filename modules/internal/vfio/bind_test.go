@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinkube/infra/modules/internal/pci"
 	"github.com/thinkube/infra/modules/internal/pcitest"
 	"github.com/thinkube/infra/modules/internal/vfio"
 )
@@ -171,4 +173,27 @@ func TestADriverThatDoesNotLetGoIsNotWaitedForForEver(t *testing.T) {
 	require.ErrorContains(t, err, "does not let go")
 	assert.Equal(t, before["0000:02:00.0"], kernel.Drivers()["0000:02:00.0"], "the function before it is back")
 	assert.Equal(t, "snd_hda_intel vfio-pci", kernel.Drivers()["0000:02:00.1"], "the one that is held is not touched again: that would wait as well")
+}
+
+func TestAToolThatDoesNotAnswerMakesPersistenceUnknown(t *testing.T) {
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+
+	for script, want := range map[string]pci.Device{
+		"echo Enabled":  {Persistence: vfio.PersistenceOn},
+		"echo Disabled": {Persistence: vfio.PersistenceOff},
+		"echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18": {
+			Persistence: vfio.PersistenceUnknown, PersistenceWhy: "nvidia-smi failed (exit status 18: Failed to initialize NVML: Driver/library version mismatch)",
+		},
+		"echo '[N/A]'": {Persistence: vfio.PersistenceUnknown, PersistenceWhy: `nvidia-smi says "[N/A]"`},
+	} {
+		require.NoError(t, os.WriteFile(bin+"/nvidia-smi", []byte("#!/bin/sh\n"+script+"\n"), 0o755))
+
+		system := pci.System{Devices: []pci.Device{{Address: "0000:01:00.0", Driver: "amdgpu"}, {Address: "0000:02:00.0", Driver: "nvidia"}}}
+		vfio.ReadPersistence(t.Context(), &system)
+
+		assert.Empty(t, system.Devices[0].Persistence)
+		assert.Equal(t, want.Persistence, system.Devices[1].Persistence, script)
+		assert.Equal(t, want.PersistenceWhy, system.Devices[1].PersistenceWhy, script)
+	}
 }

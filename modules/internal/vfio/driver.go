@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -129,33 +130,73 @@ const (
 	PersistenceUnknown = "unknown"
 )
 
-// ReadPersistence asks NVIDIA's own tool, since the kernel does not tell: the mode of each card with the driver nvidia.
-func ReadPersistence(ctx context.Context, system *pci.System) error {
+// askLimit is for one question to nvidia-smi, which hangs where a card does.
+const askLimit = 10 * time.Second
+
+// ReadPersistence asks NVIDIA's own tool, since the kernel does not tell: the mode of each card with the driver nvidia. A tool
+// that does not answer makes it unknown, and matters only to cards that are to be moved.
+func ReadPersistence(ctx context.Context, system *pci.System) {
+	why := ""
+
 	for i := range system.Devices {
 		device := &system.Devices[i]
 		if device.Driver != "nvidia" {
 			continue
 		}
 
-		tool, err := exec.LookPath("nvidia-smi")
-		if err != nil {
-			device.Persistence = PersistenceUnknown
-
-			continue
+		// What does not answer for one card is not waited for with each.
+		if why == "" {
+			device.Persistence, why = askPersistence(ctx, device.Address)
 		}
 
-		out, err := exec.CommandContext(ctx, tool, "-i", device.Address, "--query-gpu=persistence_mode", "--format=csv,noheader").Output()
-		if err != nil {
-			return fmt.Errorf("asking nvidia-smi for the persistence mode of %s: %w", device.Address, err)
-		}
-
-		switch answer := strings.ToLower(strings.TrimSpace(string(out))); answer {
-		case PersistenceOn, PersistenceOff:
-			device.Persistence = answer
-		default:
-			device.Persistence = PersistenceUnknown
+		if why != "" {
+			device.Persistence, device.PersistenceWhy = PersistenceUnknown, why
 		}
 	}
+}
 
-	return nil
+// askPersistence gives a card's mode, or why it is not known.
+func askPersistence(ctx context.Context, address string) (mode, why string) {
+	tool, err := exec.LookPath("nvidia-smi")
+	if err != nil {
+		return "", "there is no nvidia-smi to ask"
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+
+	type result struct {
+		out []byte
+		err error
+	}
+
+	answered := make(chan result, 1) // one that hangs in the kernel cannot be ended, and is left behind
+
+	go func() {
+		command := exec.CommandContext(ctx, tool, "-i", address, "--query-gpu=persistence_mode", "--format=csv,noheader")
+		command.WaitDelay = time.Second // for what it has started
+
+		out, err := command.CombinedOutput()
+		answered <- result{out, err}
+	}()
+
+	var got result
+
+	select {
+	case got = <-answered:
+	case <-ctx.Done():
+		return "", fmt.Sprintf("nvidia-smi has not answered within %s", askLimit)
+	}
+
+	said, _, _ := strings.Cut(strings.TrimSpace(string(got.out)), "\n")
+	if got.err != nil {
+		return "", fmt.Sprintf("nvidia-smi failed (%s: %s)", got.err, said)
+	}
+
+	switch answer := strings.ToLower(said); answer {
+	case PersistenceOn, PersistenceOff:
+		return answer, ""
+	}
+
+	return "", fmt.Sprintf("nvidia-smi says %q", said)
 }

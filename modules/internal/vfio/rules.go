@@ -19,10 +19,12 @@ type Kind string
 const (
 	IOMMUOffFirmware Kind = "iommu_off_firmware"
 	IOMMUOffKernel   Kind = "iommu_off_kernel"
+	Lost             Kind = "lost"
 	VirtualFunctions Kind = "virtual_functions"
 	NotIsolated      Kind = "not_isolated"
 	BootDisplay      Kind = "boot_display"
 	InUse            Kind = "in_use"
+	HeldByDriver     Kind = "held_by_driver"
 )
 
 // Refusal is a reason why a card cannot be reserved, and the way out.
@@ -93,13 +95,26 @@ func Check(system *pci.System, gpu string, wish Wish) []Refusal {
 
 	var found []Refusal
 
-	for _, check := range []func(*pci.System, string, Wish) *Refusal{checkVFs, checkIsolation, checkDisplay, checkUsers} {
+	for _, check := range []func(*pci.System, string, Wish) *Refusal{checkLost, checkVFs, checkIsolation, checkDisplay, checkUsers, checkHeld} {
 		if refusal := check(system, gpu, wish); refusal != nil {
 			found = append(found, *refusal)
 		}
 	}
 
 	return found
+}
+
+func checkLost(system *pci.System, gpu string, wish Wish) *Refusal {
+	for _, address := range Members(system, gpu, wish.AllowMembers) {
+		if system.Device(address).Lost {
+			return &Refusal{
+				Lost, address + " does not answer: it has fallen off the bus, or is switched off",
+				"restart the host; where it comes back only then, a virtual machine's stop may have left it so (the kernel cannot reset every card)",
+			}
+		}
+	}
+
+	return nil
 }
 
 func checkVFs(system *pci.System, gpu string, _ Wish) *Refusal {
@@ -216,11 +231,36 @@ func checkDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
 }
 
 func checkUsers(system *pci.System, gpu string, wish Wish) *Refusal {
+	users := ofMoved(system, gpu, wish, UsersOf)
+	if users == nil {
+		return nil
+	}
+
+	return &Refusal{
+		InUse, fmt.Sprintf("%s is in use: %s", gpu, strings.Join(users, ", ")),
+		"end what uses it, or set apply_now: false and restart the host",
+	}
+}
+
+func checkHeld(system *pci.System, gpu string, wish Wish) *Refusal {
+	held := ofMoved(system, gpu, wish, HeldOf)
+	if held == nil {
+		return nil
+	}
+
+	return &Refusal{
+		HeldByDriver, fmt.Sprintf("%s would not be let go by its driver: %s", gpu, strings.Join(held, ", ")),
+		"end that, or set apply_now: false and restart the host",
+	}
+}
+
+// ofMoved asks for something of all functions that would change their drivers now. Each answer is given once.
+func ofMoved(system *pci.System, gpu string, wish Wish, ask func(pci.Device) []string) []string {
 	if wish.Later {
 		return nil
 	}
 
-	var users []string
+	var all []string
 
 	for _, address := range Members(system, gpu, wish.AllowMembers) {
 		device := system.Device(address)
@@ -228,20 +268,17 @@ func checkUsers(system *pci.System, gpu string, wish Wish) *Refusal {
 			continue
 		}
 
-		users = append(users, UsersOf(*device)...)
+		for _, answer := range ask(*device) {
+			if !slices.Contains(all, answer) {
+				all = append(all, answer)
+			}
+		}
 	}
 
-	if users == nil {
-		return nil
-	}
-
-	return &Refusal{
-		InUse, fmt.Sprintf("%s is in use: %s", gpu, strings.Join(slices.Compact(users), ", ")),
-		"end what uses it, or set apply_now: false and restart the host",
-	}
+	return all
 }
 
-// UsersOf says who uses a device, one line each.
+// UsersOf says who uses a device, one line each: processes, and what the kernel has on it.
 func UsersOf(device pci.Device) []string {
 	var users []string
 
@@ -249,14 +286,25 @@ func UsersOf(device pci.Device) []string {
 		users = append(users, fmt.Sprintf("process %d (%s) has %s open", user.PID, user.Command, user.Node))
 	}
 
+	return append(users, device.Uses...)
+}
+
+// HeldOf says why a device's driver would not let go of it although nobody uses it, one line each.
+func HeldOf(device pci.Device) []string {
+	var held []string
+
 	switch device.Persistence {
 	case PersistenceOn:
-		users = append(users, "NVIDIA's persistence mode holds "+device.Address+" (nvidia-smi -i "+device.Address+" -pm 0 ends it)")
+		held = append(held, "NVIDIA's persistence mode holds "+device.Address+" (nvidia-smi -i "+device.Address+" -pm 0 ends it)")
 	case PersistenceUnknown:
-		users = append(users, "whether NVIDIA's persistence mode holds "+device.Address+" cannot be told without nvidia-smi")
+		held = append(held, "whether NVIDIA's persistence mode holds "+device.Address+" cannot be told: "+device.PersistenceWhy)
 	}
 
-	return users
+	if device.Modeset {
+		held = append(held, "NVIDIA's kernel mode setting holds "+device.Address+" (nvidia_drm has modeset=Y)")
+	}
+
+	return held
 }
 
 // harmless are the drivers beside VFIO's own whose devices do not keep a group from being used
