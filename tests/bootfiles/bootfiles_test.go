@@ -46,10 +46,10 @@ type answer struct {
 	} `json:"failure"`
 }
 
-// apply runs a module's program on the Debian.
-func (r root) apply(t *testing.T, module string, options map[string]any) answer {
+// apply runs a module's program on the Debian, behind scripts.
+func (r root) apply(t *testing.T, module string, options map[string]any, before ...string) answer {
 	t.Helper()
-	text := r.Run(t, module, options)
+	text := r.Run(t, module, options, before...)
 	var said answer
 	require.NoError(t, json.Unmarshal(text, &said), "%s", text)
 	return said
@@ -65,6 +65,13 @@ func TestKernelParametersWithRealGRUB(t *testing.T) {
 	require.Contains(t, before, "set lang=de_DE")
 	options := func() map[string]any {
 		return map[string]any{"name": "gpu", "present": []string{"intel_iommu=on", "iommu=pt"}, "absent": []string{"amd_iommu"}}
+	}
+
+	// Each of its writes: the record, the file, the entries.
+	for _, folder := range []string{"/var/lib", "/etc/default/grub.d", "/boot/grub"} {
+		said := r.apply(t, "kernel_cmdline", options(), vm.ReadOnly(folder))
+		assert.True(t, said.Failed && !said.Changed, "%s: %+v", folder, said)
+		assert.Equal(t, before, r.Etc(t), "%s: everything is as it was", folder)
 	}
 
 	said := r.apply(t, "kernel_cmdline", options())

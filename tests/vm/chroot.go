@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -138,10 +139,16 @@ mount -t proc proc "$root/proc"; mount --bind /dev "$root/dev"; mkdir -p "$root/
 	return out
 }
 
-// Run runs a module's program on the Debian, and gives what it says, JSON.
-func (c *Chroot) Run(t testing.TB, module string, options map[string]any) []byte {
+// ReadOnly is a script for [Chroot.Run] that makes a folder of the Debian one that cannot be written to.
+func ReadOnly(folder string) string {
+	return fmt.Sprintf(`mkdir -p "$root%[1]s"; mount --bind "$root%[1]s" "$root%[1]s"; mount -o remount,bind,ro "$root%[1]s"`, folder)
+}
+
+// Run runs a module's program on the Debian, behind scripts, and gives what it says, JSON. What those mount ends with it.
+func (c *Chroot) Run(t testing.TB, module string, options map[string]any, before ...string) []byte {
 	t.Helper()
-	return []byte(c.Sh(t, fmt.Sprintf(`echo '%s' >"$out/args.json"; "%s/%s" "$out/args.json" || [ $? = 1 ]`, c.options(t, options), c.library, module)))
+	return []byte(c.Sh(t, strings.Join(before, "\n")+fmt.Sprintf(`
+echo '%s' >"$out/args.json"; "%s/%s" "$out/args.json" || [ $? = 1 ]`, c.options(t, options), c.library, module)))
 }
 
 // Ansible has Ansible run a module on the Debian, and gives what it says, JSON.

@@ -31,10 +31,10 @@ func (r *startRoot) mounted(t *testing.T, script string) string {
 	return r.Sh(t, script)
 }
 
-// apply runs a module's program on the Debian.
-func (r *startRoot) apply(t *testing.T, module string, options map[string]any) gpuAnswer {
+// apply runs a module's program on the Debian, behind scripts.
+func (r *startRoot) apply(t *testing.T, module string, options map[string]any, before ...string) gpuAnswer {
 	t.Helper()
-	return answerOf(t, r.Run(t, module, options))
+	return answerOf(t, r.Run(t, module, options, before...))
 }
 
 // ansible has Ansible do that.
@@ -124,6 +124,12 @@ func TestGPUIsReservedFromTheStart(t *testing.T) {
 	t.Run("when it cannot be made, everything is as it was", func(t *testing.T) {
 		r.mounted(t, `printf '#!/bin/sh\n[ "$1" = prereqs ] || { echo no space left >&2; exit 1; }\n' >"$root/etc/initramfs-tools/hooks/broken"; chmod 755 "$root/etc/initramfs-tools/hooks/broken"`)
 		files := r.etc(t)
+		for _, folder := range []string{"/etc/udev/rules.d", "/etc/initramfs-tools/hooks"} {
+			said := r.apply(t, "gpu_vfio", options(), ReadOnly(folder))
+			assert.True(t, said.Failed && !said.Changed, "%s: %+v", folder, said)
+			assert.Contains(t, said.Msg, folder)
+			assert.Equal(t, files, r.etc(t), folder)
+		}
 		said := r.apply(t, "gpu_vfio", options())
 		assert.Equal(t, "initramfs_failed", said.Failure.Code, said.Msg)
 		assert.Contains(t, said.Msg, "no space left")
