@@ -1,7 +1,8 @@
 #!/bin/sh
-# The recipe of the layer with which gpu_start_test.go makes an initramfs: initramfs-tools, a kernel, and an initramfs that has the
+# The recipe of the layer with which start.go makes an initramfs: initramfs-tools, a kernel, and an initramfs that has the
 # cards' drivers and says on the console what became of the cards; and, of initramfs-tools, the disk of such a Debian for
-# gpu_play_test.go. Its hash is part of the layer's name in the cache. Called by gpu_start_test.go in a mount and process namespace of its own: whatever is mounted here ends with it.
+# gpu_play_test.go; light.sh comes before it. Their hash is part of the layer's name in the cache. Called by start.go in a mount
+# and process namespace of its own: whatever is mounted here ends with it.
 #
 #   gpuroot.sh BASE KERNEL GENERATOR OUT
 #     BASE       the lab's base image's folder
@@ -33,12 +34,16 @@ chroot "$root" apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install
 # Of modules only those that the cards need: an emulated machine unpacks them slowly.
 mkdir -p "$root/etc/initramfs-tools/conf.d" "$root/etc/initramfs-tools/scripts/init-premount" "$root/etc/modprobe.d"
 [ "$generator" != dracut ] || printf 'hostonly=no\ndracutmodules=" base udev-rules kernel-modules "\ndrivers=" bochs snd-hda-intel xhci-pci "\n' >"$root/etc/dracut.conf.d/list.conf"
-echo MODULES=list >"$root/etc/initramfs-tools/conf.d/list"
+# As Debian compresses it, but quickly.
+printf 'MODULES=list\nCOMPRESSLEVEL=1\n' >"$root/etc/initramfs-tools/conf.d/list"
 printf 'bochs\nsnd-hda-intel\nxhci-pci\n' >>"$root/etc/initramfs-tools/modules"
-# QEMU's card has a driver that does not know NVIDIA's id.
+# QEMU's card has a driver that does not know NVIDIA's id: here udev loads it for that, as it does a driver of NVIDIA's. What else
+# the machine has drivers for is no matter.
 cat >"$root/etc/modprobe.d/bochs.conf" <<'END'
+alias pci:v000010DEd00002684sv*sd*bc03sc*i* bochs
 install bochs /sbin/modprobe --ignore-install bochs && echo 10de 2684 >/sys/bus/pci/drivers/bochs-drm/new_id
 END
+printf 'blacklist %s\n' ahci i2c_i801 lpc_ich iTCO_wdt >"$root/etc/modprobe.d/light.conf"
 # It comes last of what runs before a root is looked for, and there is none.
 cat >"$root/etc/initramfs-tools/scripts/init-premount/zz-report" <<'END'
 #!/bin/sh
@@ -83,14 +88,10 @@ env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.c
 rm -rf "$root/etc/apt"
 cp -a "$out/apt" "$root/etc/apt"
 
-# It makes a host of a container, and a machine less busy.
-chroot "$root" systemctl -q disable lab-boot.service
-chroot "$root" systemctl -q mask systemd-random-seed.service systemd-update-utmp.service \
-    systemd-update-utmp-runlevel.service systemd-journal-flush.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount e2scrub_reap.service \
-    systemd-remount-fs.service systemd-networkd-wait-online.service systemd-network-generator.service
-chroot "$root" systemctl -q set-default multi-user.target
-touch "$root/etc/.updated"
+# udev hears of the cards. Nobody reads a log, and the network is set up by sshd's unit.
+lighten "$root" pci
+chroot "$root" systemctl -q mask systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket \
+    systemd-journald-audit.socket systemd-networkd.service systemd-networkd.socket dbus.service dbus.socket
 
 umount "$root/dev" "$root/proc"
 rm -rf "$root/srv/apt" "$root/var/cache/apt" "$root/var/lib/apt/lists"
