@@ -76,7 +76,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeReadOnly:     "the boot loader's files cannot be written",
 		CodeForeignFile:  "the file that this module uses was written by somebody else",
 		CodeRefresh:      "the boot loader's tool failed, or did not take the parameters; files are as they were",
-		CodeQuoted:       "a parameter that is not to be there has a space in quotes, which GRUB's file of additions cannot leave out",
+		CodeQuoted:       "a parameter that is not to be there has a space in quotes, which the boot loader cannot be told to leave out",
 	},
 	Normalize: normalize,
 	Open:      open,

@@ -54,6 +54,10 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	err := checkLoader(args, current)
+	if err == nil && args.State == "present" {
+		err = checkQuoted(current, args.Absent)
+	}
+
 	if err != nil {
 		return planned, err
 	}
@@ -128,11 +132,6 @@ func planDropIn(args Args, current State, planned *plan.Plan[State]) error {
 		do.Present, do.Absent = nil, nil
 	}
 
-	err := checkQuoted(current.Entries, do.Absent)
-	if err != nil {
-		return err
-	}
-
 	left := lacks(current.Entries, do.Present, do.Absent)
 	if args.State == "present" && current.File == nil && current.Original == nil && len(left) == 0 {
 		return nil // somebody else has seen to it
@@ -168,14 +167,18 @@ func planDropIn(args Args, current State, planned *plan.Plan[State]) error {
 	return nil
 }
 
-// checkQuoted refuses to leave out what has a space in quotes: GRUB's variables are words to a shell.
-func checkQuoted(entries []bootloader.Entry, absent []string) error {
-	for _, entry := range entries {
+// checkQuoted refuses to leave out what has a space in quotes where the loader's file or tool takes lines for words.
+func checkQuoted(current State, absent []string) error {
+	if bootloader.LineFile(current.Loader) != "" {
+		return nil // that file is read and written here
+	}
+
+	for _, entry := range current.Entries {
 		for _, parameter := range entry.Line {
 			quoted := strings.ContainsAny(parameter, `"' `)
 			if quoted && len(bootloader.Lacks([]string{parameter}, nil, absent)) > 0 {
-				return ansible.Fail(CodeQuoted, "take it out by hand, in /etc/default/grub or a file in /etc/default/grub.d",
-					"%s: %s has a space in quotes, and cannot be left out by a file of additions", entry.Source, parameter)
+				return ansible.Fail(CodeQuoted, "take it out by hand, where the boot loader has it from",
+					"%s: %s has a space in quotes, and boot loader %q cannot be told to leave that out", entry.Source, parameter, current.Loader)
 			}
 		}
 	}

@@ -161,7 +161,7 @@ failure:
         - C(no_boot_loader) - no boot loader is found that this module knows, or not the one that was named.
         - C(not_converged) - every step was done and the state is still not the wanted one.
         - C(other_boot_loader) - the parameters were set for another boot loader, which has to be cleaned up first.
-        - C(quoted_parameter) - a parameter that is not to be there has a space in quotes, which GRUB's file of additions cannot leave out.
+        - C(quoted_parameter) - a parameter that is not to be there has a space in quotes, which the boot loader cannot be told to leave out.
         - C(read_only) - the boot loader's files cannot be written.
         - C(refresh_failed) - the boot loader's tool failed, or did not take the parameters; files are as they were.
         - C(timeout) - a deadline has passed.
