@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"gopkg.in/yaml.v3"
 
+	gpuinfo "github.com/thinkube/infra/modules/gpu_info"
 	"github.com/thinkube/infra/modules/internal/ansible"
 )
 
@@ -147,11 +148,14 @@ func commonKeys[V any](a, b map[string]V) []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(a)), func(key string) bool { _, ok := b[key]; return !ok })
 }
 
-// forEachModule runs a test for every module of the bundle.
+// collected lists every module of the collection: those of the bundle, and those with a program of their own.
+func collected() []ansible.Runner { return append(runners(), gpuinfo.Module) }
+
+// forEachModule runs a test for every module of the collection.
 func forEachModule(t *testing.T, test func(t *testing.T, module ansible.Runner)) {
 	t.Helper()
 
-	for _, module := range runners() {
+	for _, module := range collected() {
 		t.Run(module.ModuleName(), func(t *testing.T) { test(t, module) })
 	}
 }
@@ -178,7 +182,9 @@ func TestDocumentationIsComplete(t *testing.T) {
 }
 
 // readsOnly tells modules that have no plan.
-func readsOnly(module ansible.Runner) bool { return strings.HasSuffix(module.ModuleName(), "_info") }
+func readsOnly(module ansible.Runner) bool {
+	return strings.HasSuffix(module.ModuleName(), "_info") || strings.HasSuffix(module.ModuleName(), "_query")
+}
 
 func TestOptionsAreWhatDocumentationSays(t *testing.T) {
 	forEachModule(t, func(t *testing.T, module ansible.Runner) {
@@ -452,7 +458,7 @@ func allCodes(module ansible.Runner) map[ansible.Code]string {
 // TestExamplesWork decodes the arguments of every task in EXAMPLES as the module would.
 func TestExamplesWork(t *testing.T) {
 	byName := map[string]ansible.Runner{}
-	for _, module := range runners() {
+	for _, module := range collected() {
 		byName[module.ModuleName()] = module
 	}
 
@@ -633,7 +639,7 @@ func TestEveryModuleIsRouted(t *testing.T) {
 
 func moduleNames() []string {
 	var names []string
-	for _, module := range runners() {
+	for _, module := range collected() {
 		names = append(names, module.ModuleName())
 	}
 
@@ -647,6 +653,19 @@ func TestModulesAndFoldersAgree(t *testing.T) {
 		"folders in modules/ with a stand-alone program")
 	assert.Equal(t, moduleNames(), baseNames(t, "plugins/modules/*.py", func(path string) string { return strings.TrimSuffix(path, ".py") }),
 		"documentation in plugins/modules/")
+}
+
+// TestEveryModuleIsInOneProgram finds a module that the action plugin would look for in vain: it takes a module's own
+// program, or else the bundle.
+func TestEveryModuleIsInOneProgram(t *testing.T) {
+	var bundled []string
+	for _, module := range runners() {
+		bundled = append(bundled, module.ModuleName())
+	}
+
+	own := baseNames(t, "modules/*/carried/main.go", func(path string) string { return filepath.Dir(filepath.Dir(path)) })
+	assert.NotEmpty(t, own)
+	assert.ElementsMatch(t, moduleNames(), append(bundled, own...))
 }
 
 func baseNames(t *testing.T, pattern string, cut func(path string) string) []string {
@@ -684,6 +703,7 @@ func TestCollectionFilesAgree(t *testing.T) {
 	assert.Equal(t, []string{"Apache-2.0", "GPL-3.0-or-later"}, galaxy.License)
 	assert.FileExists(t, filepath.Join(root, "LICENSE")) // Apache-2.0
 	assert.FileExists(t, filepath.Join(root, "LICENSES/GPL-3.0-or-later.txt"))
+	assert.FileExists(t, filepath.Join(root, "LICENSES/go-nvml.txt"), "the notice that NVIDIA's header asks for")
 
 	assert.Empty(t, galaxy.Dependencies, "the modules need no other collection")
 

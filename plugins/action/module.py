@@ -3,9 +3,10 @@
 # GNU General Public License v3.0+ (https://www.gnu.org/licenses/gpl-3.0.txt)
 """Carries a task of any module of this collection to its host.
 
-All modules are one program per operating system and architecture (libexec), which is kept on the host. It is started
-once and then takes every task (the agent), or, where that cannot be, is run once per task with the arguments on its
-stdin (exec). No temporary file and no Python on the host either way. docs/transport.md has it in a page.
+All modules are one program per operating system and architecture (libexec), which is kept on the host; a module that
+cannot be in it has one of its own, carried in the same way. It is started once and then takes every task (the agent), or,
+where that cannot be, is run once per task with the arguments on its stdin (exec). No temporary file and no Python on the
+host either way. docs/transport.md has it in a page.
 meta/runtime.yml routes every module here. What a module does, and what it means, is the program's matter.
 """
 
@@ -287,12 +288,15 @@ class ActionModule(ActionBase):
         if machine is None:
             machine = marked(self._shell(program.check_line(programs), b"\n"), program.MISSING)
             if machine is None:
+                refuse_unrunnable(raw)
                 return raw, None
             display.vvv("the program kept on the host was damaged", host=self._play_context.remote_addr)
         self._upload(programs, machine)
         raw, value = attempt()
-        if value is None and marked(raw, program.MISSING) is not None:
-            raise Refused("the program was uploaded and is missing again: something on the host removes it")
+        if value is None:
+            if marked(raw, program.MISSING) is not None:
+                raise Refused("the program was uploaded and is missing again: something on the host removes it")
+            refuse_unrunnable(raw)
         return raw, value
 
     def _upload(self, programs, machine):
@@ -317,8 +321,11 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         self._update_module_args(self._task.action, args, task_vars)
         key = base64.b64encode(secrets.token_bytes(32)).decode()
-        module = self._task.action.rpartition(".")[2]
+        module = self._module_name()
         return dict(module=module, args=args, connection=self._connection.transport, key=key, answers={}, resume="")
+
+    def _module_name(self):
+        return self._task.action.rpartition(".")[2]
 
     def _environment(self):
         environment = {}
@@ -342,7 +349,7 @@ class ActionModule(ActionBase):
         return int(seconds)
 
     def _programs(self):
-        programs = LIBEXEC.programs()
+        programs = LIBEXEC.programs(self._module_name())
         if not programs:
             raise Refused(
                 "the collection has no programs in %s" % LIBEXEC.path,
@@ -387,6 +394,19 @@ def refuse_failed(word, python):
         raise Refused(
             "async needs Python on the host, which has none of %s; nothing was started" % ", ".join(python),
             "ansible-core reads the state of a background task with Python: run the task without async",
+        )
+
+
+def refuse_unrunnable(raw):
+    """A sound program that the host cannot start: it was built for another C library than the host has.
+
+    127 and 126 are the shell's codes for what it cannot find (the dynamic linker that the program names) and cannot run.
+    """
+    if raw["rc"] in (126, 127) or "version `GLIBC_" in raw["stderr"]:
+        said = [line for line in (raw["stderr"] + "\n" + raw["stdout"]).splitlines() if line.strip()]
+        raise Refused(
+            "the host cannot start the module's program: %s" % (said[-1] if said else "its shell ended with code %s" % raw["rc"]),
+            "the module needs a host with the C library that its documentation names under requirements",
         )
 
 

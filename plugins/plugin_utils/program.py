@@ -35,7 +35,8 @@ ENDED = "THINKUBE-ENDED"
 # What `uname -m` says for each of Go's names.
 MACHINES = {"amd64": ("x86_64", "amd64"), "arm64": ("aarch64", "arm64")}
 
-_NAME = re.compile(r"^thinkube_([a-z0-9]+)_([a-z0-9]+)\.gz$")
+# Between the first name and the system stands the module that the program is for; the bundle, which has all others, has none.
+_NAME = re.compile(r"^(thinkube(?:_([a-z0-9_]+))?)_([a-z0-9]+)_([a-z0-9]+)\.gz$")
 _SUM_LINE = re.compile(rb"^([0-9a-f]{64})\s*$")
 
 # Sets p to the cached program. The common case forks nothing but uname.
@@ -84,8 +85,9 @@ class Program:
     a program that its own controller did not send.
     """
 
-    def __init__(self, path, system, arch):
+    def __init__(self, path, kind, system, arch):
         self.path = path
+        self.kind = kind
         self.system = system
         self.arch = arch
         # The sum comes from the build: summing 15 MB would cost more than the task.
@@ -99,7 +101,7 @@ class Program:
 
     @property
     def name(self):
-        return "thinkube_%s_%s-%s" % (self.system, self.arch, self.sha256[:32])
+        return "%s_%s_%s-%s" % (self.kind, self.system, self.arch, self.sha256[:32])
 
     def packed(self):
         with open(self.path, "rb") as file:
@@ -127,23 +129,40 @@ class Folder:
 
     def __init__(self, path):
         self.path = path
-        self._seen = None
+        self._programs = {}  # by module; None: the bundle
+        self._seen = {}
         with contextlib.suppress(OSError, ValueError):  # the task will say it
-            self.programs()
+            self._read()
 
-    def programs(self):
-        """All programs; an empty list if there is none or no such folder."""
-        if self._seen is None or self._state() != self._seen:
-            names = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
-            matches = [(name, _NAME.match(name)) for name in names]
-            self._programs = [Program(os.path.join(self.path, name), m.group(1), m.group(2)) for name, m in matches if m]
-            self._seen = self._state()
-        return self._programs
+    def programs(self, module):
+        """The programs that have a module: its own if it has any, else the bundle. An empty list if there is none.
 
-    def _state(self):
-        """What differs when another program is there, or one with another sum."""
+        A module has one of its own where it cannot be in the bundle, which is static.
+        """
+        owner = self._owner(module)
+        if self._seen.get(owner) is None or self._state(owner) != self._seen[owner]:
+            self._read()
+            owner = self._owner(module)
+        return self._programs.get(owner, [])
+
+    def _owner(self, module):
+        return module if module in self._programs else None
+
+    def _read(self):
+        names = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
+        found = {None: []}
+        for name in names:
+            m = _NAME.match(name)
+            if m:
+                kind, module, system, arch = m.groups()
+                found.setdefault(module, []).append(Program(os.path.join(self.path, name), kind, system, arch))
+        self._programs = found
+        self._seen = {module: self._state(module) for module in found}
+
+    def _state(self, owner):
+        """What differs when another program is there, or one with another sum. Only what the task needs is looked at."""
         try:
-            found = [os.stat(path) for path in (self.path, *(p.sidecar for p in self._programs))]
+            found = [os.stat(path) for path in (self.path, *(p.sidecar for p in self._programs[owner]))]
         except OSError:
             return None
         return [(f.st_ino, f.st_mtime_ns, f.st_size) for f in found]

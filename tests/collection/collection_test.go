@@ -18,7 +18,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -58,18 +60,25 @@ func unavailable(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-// programs are libexec's files by architecture.
-func programs(t *testing.T) map[string]string {
+// kinds are the programs that the collection carries: the bundle, and the modules that cannot be in it.
+var kinds = []string{"thinkube", "thinkube_gpu_info"}
+
+// programs are libexec's files by kind and architecture.
+func programs(t *testing.T) map[[2]string]string {
 	t.Helper()
 
-	found := map[string]string{}
+	found := map[[2]string]string{}
 
-	for arch := range machines {
-		found[arch] = filepath.Join(root, "libexec/thinkube_linux_"+arch+".gz")
+	for _, kind := range kinds {
+		for arch := range machines {
+			path := filepath.Join(root, "libexec", kind+"_linux_"+arch+".gz")
 
-		_, err := os.Stat(found[arch])
-		if err != nil {
-			unavailable(t, "the programs are not built: make build")
+			_, err := os.Stat(path)
+			if err != nil {
+				unavailable(t, "the programs are not built: make build")
+			}
+
+			found[[2]string{kind, arch}] = path
 		}
 	}
 
@@ -228,8 +237,8 @@ func TestTarballHasWhatUsersNeedAndNothingElse(t *testing.T) {
 	tarball := tarball(t)
 
 	allowed := regexp.MustCompile(`^(MANIFEST\.json|FILES\.json|README\.md|CHANGELOG\.md|LICENSE|meta/|meta/runtime\.yml` +
-		`|inventory/|inventory/reference\.yaml|libexec/|libexec/thinkube_linux_(amd64|arm64)\.(gz|sha256)` +
-		`|LICENSES/.*|changelogs/.*|docs/.*|(playbooks|roles)/([\w/-]+\.(ya?ml|md|j2))?|(playbooks|roles)/[\w/-]+/|plugins/([\w/]+\.py)?|plugins/[\w/]+/)$`)
+		`|inventory/|inventory/reference\.yaml|libexec/|libexec/thinkube(_gpu_info)?_linux_(amd64|arm64)\.(gz|sha256)` +
+		`|LICENSES/.*|changelogs/.*|docs/.*|(playbooks|roles)/([\w/-]+(\.\w+)*\.(ya?ml|md|j2))?|roles/\w+/files/\w+\.py|(playbooks|roles)/[\w/-]+/|plugins/([\w/]+\.py)?|plugins/[\w/]+/)$`)
 
 	for name, content := range tarball.files {
 		assert.Regexp(t, allowed, name)
@@ -237,7 +246,8 @@ func TestTarballHasWhatUsersNeedAndNothingElse(t *testing.T) {
 		assert.NotEqual(t, "unwanted", string(content), name)
 	}
 
-	for _, name := range append(tracked(t), "MANIFEST.json", "libexec/thinkube_linux_amd64.gz", "libexec/thinkube_linux_arm64.sha256") {
+	for _, name := range append(tracked(t), "MANIFEST.json", "libexec/thinkube_linux_amd64.gz", "libexec/thinkube_linux_arm64.sha256",
+		"libexec/thinkube_gpu_info_linux_arm64.gz", "libexec/thinkube_gpu_info_linux_amd64.sha256") {
 		assert.Contains(t, tarball.files, name)
 	}
 }
@@ -281,8 +291,10 @@ func TestTarballIsSmallEnoughForGalaxy(t *testing.T) {
 
 // TestPrograms looks at the programs as hosts get them.
 func TestPrograms(t *testing.T) {
-	for arch, path := range programs(t) {
-		t.Run(arch, func(t *testing.T) {
+	for key, path := range programs(t) {
+		kind, arch := key[0], key[1]
+
+		t.Run(kind+" "+arch, func(t *testing.T) {
 			file, err := os.Open(path)
 			require.NoError(t, err)
 
@@ -304,7 +316,11 @@ func TestPrograms(t *testing.T) {
 			want := sha256.Sum256(program)
 			assert.Equal(t, hex.EncodeToString(want[:])+"\n", string(sum))
 
-			assertStatic(t, program, machines[arch])
+			if kind == "thinkube" {
+				assertStatic(t, program, machines[arch])
+			} else {
+				assertOldGlibcWillDo(t, program, machines[arch])
+			}
 
 			checkout, err := filepath.Abs(root)
 			require.NoError(t, err)
@@ -324,6 +340,111 @@ func assertStatic(t *testing.T, program []byte, machine elf.Machine) {
 	for _, part := range read.Progs {
 		assert.NotEqual(t, elf.PT_INTERP, part.Type, "it needs a dynamic linker")
 	}
+}
+
+// TestProgramsWithGlibcStart runs each by its own architecture's dynamic linker, on this machine or in QEMU.
+func TestProgramsWithGlibcStart(t *testing.T) {
+	emulators := map[string][]string{
+		"amd64": {"qemu-x86_64", "-L", "/usr/x86_64-linux-gnu"},
+		"arm64": {"qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"},
+	}
+	delete(emulators, runtime.GOARCH)
+
+	for key, path := range programs(t) {
+		if key[0] == "thinkube" {
+			continue
+		}
+
+		t.Run(strings.Join(key[:], " "), func(t *testing.T) {
+			emulator := emulators[key[1]]
+			if emulator != nil {
+				need(t, emulator[0])
+			}
+
+			file := filepath.Join(t.TempDir(), "program")
+			require.NoError(t, os.WriteFile(file, unpacked(t, path), 0o755))
+
+			start := exec.Command("sh", append(append([]string{"-c", `exec "$@"`, "sh"}, emulator...), file, "exec")...)
+			start.Stdin = strings.NewReader(`{"module": "gpu_info", "args": {"timeout": "0s"}, "key": "` + strings.Repeat("A", 43) + `="}`)
+
+			out, err := start.CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			assert.Contains(t, string(out), `"msg":"timeout: must be more than 0`)
+		})
+	}
+}
+
+func unpacked(t *testing.T, path string) []byte {
+	t.Helper()
+
+	file, err := os.Open(path)
+	require.NoError(t, err)
+
+	defer func() { _ = file.Close() }()
+
+	unzipped, err := gzip.NewReader(file)
+	require.NoError(t, err)
+
+	program, err := io.ReadAll(unzipped)
+	require.NoError(t, err)
+
+	return program
+}
+
+// newestGlibc is the oldest glibc that the documentation promises to do with; Ubuntu 22.04 has 2.35, Debian 12 2.36.
+var newestGlibc = []int{2, 34}
+
+// assertOldGlibcWillDo reads what the dynamic linker of a host would look for.
+func assertOldGlibcWillDo(t *testing.T, program []byte, machine elf.Machine) {
+	t.Helper()
+
+	read, err := elf.NewFile(bytes.NewReader(program))
+	require.NoError(t, err)
+	assert.Equal(t, machine, read.Machine)
+
+	libraries, err := read.ImportedLibraries()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"libc.so.6"}, libraries, "NVIDIA's libraries are looked for when they are needed")
+
+	for _, tag := range []elf.DynTag{elf.DT_FLAGS, elf.DT_FLAGS_1, elf.DT_BIND_NOW} {
+		values, err := read.DynValue(tag)
+		require.NoError(t, err)
+
+		for _, value := range values {
+			assert.False(t, tag == elf.DT_BIND_NOW || tag == elf.DT_FLAGS && value&uint64(elf.DF_BIND_NOW) != 0 || tag == elf.DT_FLAGS_1 && value&uint64(elf.DF_1_NOW) != 0,
+				"it would look for all symbols of NVIDIA's library at once, and not start where there is none")
+		}
+	}
+
+	symbols, err := read.ImportedSymbols()
+	require.NoError(t, err)
+
+	found := 0
+
+	for _, symbol := range symbols {
+		digits, ok := strings.CutPrefix(symbol.Version, "GLIBC_")
+		if !ok {
+			assert.Empty(t, symbol.Version, symbol.Name)
+			assert.Regexp(t, "^nvml", symbol.Name, "a symbol of no library")
+
+			continue
+		}
+
+		found++
+
+		var version []int
+
+		for part := range strings.SplitSeq(digits, ".") {
+			number, err := strconv.Atoi(part)
+			require.NoError(t, err, symbol.Version)
+
+			version = append(version, number)
+		}
+
+		assert.LessOrEqual(t, slices.Compare(version, newestGlibc), 0, "%s needs %s", symbol.Name, symbol.Version)
+	}
+
+	assert.Positive(t, found)
 }
 
 // installed is an empty folder with the collection installed in it.
@@ -396,9 +517,14 @@ const play = `
       register: profile
       ignore_errors: true
 
+    - name: NVIDIA cards
+      thinkube.infra.gpu_info: {socket: "{{ omit }}"}
+      register: gpu
+
     - name: As documented
       ansible.builtin.assert:
         that:
+          - gpu.problem is none or gpu.problem.code in ['no_card', 'driver_not_loaded', 'library_missing', 'version_mismatch']
           - not info.installed
           - not info.changed
           - info.server is none
@@ -413,11 +539,11 @@ func TestInstalledCollectionRunsAPlay(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(folder, "play.yml"), []byte(play), 0o644))
 
 		out := run(t, folder, env, "ansible-playbook", "-i", "localhost,", "play.yml")
-		assert.Regexp(t, `ok=3 +changed=0 +unreachable=0 +failed=0 +skipped=0 +rescued=0 +ignored=1`, out)
+		assert.Regexp(t, `ok=4 +changed=0 +unreachable=0 +failed=0 +skipped=0 +rescued=0 +ignored=1`, out)
 
-		kept, err := filepath.Glob(filepath.Join(folder, "home/.cache/thinkube/thinkube_linux_*"))
+		kept, err := filepath.Glob(filepath.Join(folder, "home/.cache/thinkube/thinkube_*linux_*"))
 		require.NoError(t, err)
-		assert.Len(t, kept, 1, "the program was kept for the second task")
+		assert.Len(t, kept, 2, "the program was kept for the second task, and one of its own for the third")
 	})
 }
 

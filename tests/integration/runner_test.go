@@ -69,7 +69,8 @@ type playOptions struct {
 	meanwhile func()   // is called while it runs; default: nothing
 }
 
-// play runs a playbook: of 20_lxd_setup by the beginning of its name ("10"), or of testdata by its name.
+// play runs a playbook: of 20_lxd_setup by the beginning of its name ("10"), of another folder with that before it
+// ("30_networking/20"), or of testdata by its name.
 func (s *site) play(t *testing.T, number string, args ...string) playRun {
 	t.Helper()
 
@@ -79,7 +80,7 @@ func (s *site) play(t *testing.T, number string, args ...string) playRun {
 func (s *site) playWith(t *testing.T, number string, how playOptions) playRun {
 	t.Helper()
 
-	folder, err := os.MkdirTemp(s.runs, number+"-")
+	folder, err := os.MkdirTemp(s.runs, filepath.Base(number)+"-")
 	require.NoError(t, err)
 
 	if how.inventory == "" {
@@ -144,7 +145,12 @@ func (s *site) environ(base []string) []string {
 func (s *site) playbook(t *testing.T, number string) string {
 	t.Helper()
 
-	found, err := filepath.Glob(filepath.Join(s.root, "ansible/20_lxd_setup", number+"_*.yaml"))
+	folder := "ansible/20_lxd_setup"
+	if strings.Contains(number, "/") {
+		folder = "ansible"
+	}
+
+	found, err := filepath.Glob(filepath.Join(s.root, folder, number+"_*.yaml"))
 	require.NoError(t, err)
 	own, err := filepath.Glob(filepath.Join(s.root, "tests/integration/testdata", number+".yaml"))
 	require.NoError(t, err)

@@ -113,8 +113,8 @@ func (s *site) reached(ctx context.Context) bool {
 	return err == nil && got.Stdout == "here\n"
 }
 
-// answer is what a task gives.
-type answer struct {
+// bridgeAnswer is what a task gives.
+type bridgeAnswer struct {
 	Changed bool     `json:"changed"`
 	Failed  bool     `json:"failed"`
 	Msg     string   `json:"msg"`
@@ -138,7 +138,7 @@ type answer struct {
 
 // task runs a module as the collection's action plugin does: where it asks for a new connection, it gets one, if that can
 // be had in the time it says.
-func (s *site) task(ctx context.Context, module string, args map[string]any) (answer, error) {
+func (s *site) task(ctx context.Context, module string, args map[string]any) (bridgeAnswer, error) {
 	key := make([]byte, 32)
 	_, _ = rand.Read(key) // never fails, says crypto/rand
 	answers := map[string]any{}
@@ -146,14 +146,14 @@ func (s *site) task(ctx context.Context, module string, args map[string]any) (an
 	for {
 		text, err := json.Marshal(envelope)
 		if err != nil {
-			return answer{}, err
+			return bridgeAnswer{}, err
 		}
 		// The host was reached just now, so this is about an emulated processor that has much to do.
 		got, err := s.ssh(ctx, text, "thinkube exec", "-o", "ConnectTimeout=30")
 		if err != nil {
-			return answer{}, err
+			return bridgeAnswer{}, err
 		}
-		var said answer
+		var said bridgeAnswer
 		if err := json.NewDecoder(strings.NewReader(got.Stdout)).Decode(&said); err != nil {
 			return said, fmt.Errorf("%w: %q", err, got)
 		}
@@ -170,7 +170,7 @@ func (s *site) task(ctx context.Context, module string, args map[string]any) (an
 }
 
 // bridge runs net_bridge.
-func (s *site) bridge(t *testing.T, more map[string]any) answer {
+func (s *site) bridge(t *testing.T, more map[string]any) bridgeAnswer {
 	t.Helper()
 	got, err := s.task(t.Context(), "net_bridge", wantedArgs(more))
 	require.NoError(t, err)

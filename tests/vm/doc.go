@@ -15,5 +15,11 @@
 //	guest := vm.Boot(t, vm.Machine{Modules: []string{"8021q"}})
 //	out, err := guest.Sh(t.Context(), "ip link add link lo name lo.10 type vlan id 10; ip -d link show lo.10")
 //
+// [Chroot] is the part that boots nothing: a Debian whose own tools make what a later start reads.
+//
+// The tests run where THINKUBE_LAB is set, and under CI=true, where a tool that is missing is a failure. Programs are linked once
+// for a package's tests, whose TestMain removes them with [RemovePrograms]. Tests are parallel: a guest has one processor, and go test
+// runs as many at a time as this machine has.
+//
 // The folder for all of it is $THINKUBE_VM_CACHE, by default thinkube-tests/vm in the user's cache folder.
 package vm

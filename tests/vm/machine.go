@@ -125,14 +125,15 @@ var missing = sync.OnceValue(func() error {
 	return err
 })
 
-// Need skips the test where guests cannot be booted, and fails it there under CI=true.
+// Need skips the test where guests are not asked for or cannot be booted. Under CI=true nothing is skipped.
 func Need(t testing.TB) {
 	t.Helper()
-	if os.Getenv("THINKUBE_LAB") == "" {
+	ci := os.Getenv("CI") == "true"
+	if os.Getenv("THINKUBE_LAB") == "" && !ci {
 		t.Skip("boots a machine in QEMU: set THINKUBE_LAB=1")
 	}
 	if err := missing(); err != nil {
-		if os.Getenv("CI") == "true" {
+		if ci {
 			t.Fatal(err)
 		}
 		t.Skip(err)
@@ -168,8 +169,7 @@ func prepare(ctx context.Context, machine Machine) (*Guest, error) {
 		return guest, err
 	}
 	if machine.Initrd == "" {
-		agent := filepath.Join(dir, "agent")
-		err := buildFor(ctx, "amd64", agent, "github.com/thinkube/infra/tests/vm/agent")
+		agent, err := build(ctx, "github.com/thinkube/infra/tests/vm/agent")
 		if err != nil {
 			return guest, err
 		}
@@ -187,10 +187,39 @@ func prepare(ctx context.Context, machine Machine) (*Guest, error) {
 	return guest, err
 }
 
-// buildFor builds a program of this module, static.
-func buildFor(ctx context.Context, arch, to, pkg string, args ...string) error {
+// programs are those that this process has built, by package and options.
+var programs struct {
+	lock sync.Mutex // of the rest
+	dir  string
+	made map[string]func() (string, error)
+}
+
+// build builds a program of this module for the guest, static, once: linking takes longer than much that is done with it.
+func build(ctx context.Context, pkg string, args ...string) (string, error) {
+	p := &programs
+	p.lock.Lock()
+	if p.dir == "" {
+		dir, err := os.MkdirTemp("", "thinkube-programs-")
+		if err != nil {
+			p.lock.Unlock()
+			return "", err
+		}
+		p.dir, p.made = dir, map[string]func() (string, error){}
+	}
+	key := fmt.Sprintf("%q", append(args, pkg))
+	if p.made[key] == nil {
+		to := filepath.Join(p.dir, fmt.Sprint(len(p.made)))
+		// Not with the test that comes first, which may end before another that waits for it.
+		p.made[key] = sync.OnceValues(func() (string, error) { return to, link(context.WithoutCancel(ctx), to, pkg, args...) })
+	}
+	made := p.made[key]
+	p.lock.Unlock()
+	return made()
+}
+
+func link(ctx context.Context, to, pkg string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", to}, args, []string{pkg})...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
@@ -198,12 +227,25 @@ func buildFor(ctx context.Context, arch, to, pkg string, args ...string) error {
 	return nil
 }
 
-// Build builds a program of this module for the guest, in a folder of the test's.
+// Build gives a program of this module, built for the guest: a file that all tests of a package share. Their TestMain removes
+// it with [RemovePrograms].
 func Build(t testing.TB, pkg string, args ...string) string {
 	t.Helper()
-	to := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	require.NoError(t, buildFor(t.Context(), "amd64", to, pkg, args...))
-	return to
+	made, err := build(t.Context(), pkg, args...)
+	require.NoError(t, err)
+	return made
+}
+
+// RemovePrograms removes what Build and Boot have built.
+func RemovePrograms() error {
+	programs.lock.Lock()
+	defer programs.lock.Unlock()
+	dir := programs.dir
+	programs.dir, programs.made = "", nil
+	if dir == "" {
+		return nil
+	}
+	return os.RemoveAll(dir)
 }
 
 func (g *Guest) path(name string) string { return filepath.Join(g.dir, name) }
@@ -223,7 +265,8 @@ func (g *Guest) args() []string {
 		memory = 512
 	}
 	// A panic ends QEMU, for its restart does. The rest makes an emulated machine faster, or the log shorter.
-	cmdline := "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on net.ifnames=0 audit=0 apparmor=0 selinux=0 systemd.show_status=no"
+	cmdline := "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on net.ifnames=0 audit=0 apparmor=0 selinux=0 systemd.show_status=no" +
+		" init_on_alloc=0 cryptomgr.notests rcupdate.rcu_expedited=1 tsc=reliable nowatchdog"
 	args := []string{
 		"-accel", "tcg,thread=multi", "-machine", either(m.Type, "q35"), "-cpu", "max", "-m", fmt.Sprint(memory), "-smp", fmt.Sprint(cpus),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -284,12 +327,7 @@ func (g *Guest) launch(ctx context.Context) error {
 		life.port = port
 		go life.read()
 	}
-	if g.machine.Before != nil {
-		if err := g.machine.Before(life.pid); err != nil {
-			return err
-		}
-	}
-	if err := life.begin(ctx, g.path("qmp")); err != nil || g.machine.Initrd != "" {
+	if err := life.begin(ctx, g.path("qmp"), g.machine.Before); err != nil || g.machine.Initrd != "" {
 		return err
 	}
 	select {
@@ -342,8 +380,8 @@ func (q *qemu) dial(ctx context.Context, path string) (net.Conn, error) {
 	}
 }
 
-// begin lets the processor run.
-func (q *qemu) begin(ctx context.Context, path string) error {
+// begin lets the processor run. What is to be done before is done when QEMU answers: only then it has all its devices.
+func (q *qemu) begin(ctx context.Context, path string, before func(pid int) error) error {
 	conn, err := q.dial(ctx, path)
 	if err != nil {
 		return err
@@ -355,6 +393,9 @@ func (q *qemu) begin(ctx context.Context, path string) error {
 	// QMP greets first, then answers each command; events may come between.
 	lines := bufio.NewScanner(conn)
 	for _, command := range []string{"", "qmp_capabilities", "cont"} {
+		if command == "cont" && before != nil && err == nil {
+			err = before(q.pid)
+		}
 		if command != "" && err == nil {
 			_, err = fmt.Fprintf(conn, "{\"execute\":%q}\n", command)
 		}

@@ -19,8 +19,14 @@ import (
 	"github.com/thinkube/infra/tests/lab"
 )
 
+//go:embed light.sh
+var lightRecipe []byte
+
 //go:embed root.sh
-var recipe []byte
+var rootRecipe []byte
+
+// recipe is the script that makes a Debian's disk.
+func recipe() []byte { return slices.Concat(lightRecipe, rootRecipe) }
 
 // Debian gives the disk of a Debian with systemd, udev, networkd, sshd and Python, for Machine.Root: the lab's base image
 // with what a machine needs beside. It is made once and cached (some 20 s, and the lab's image before that). Making it
@@ -48,7 +54,7 @@ func debian(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(slices.Concat(recipe, []byte(base)))
+	sum := sha256.Sum256(slices.Concat(recipe(), []byte(base)))
 	made := filepath.Join(cache, "root-"+hex.EncodeToString(sum[:6])+".img")
 	err = locked(cache, "root", func() error {
 		if _, err := os.Stat(made); err == nil {
@@ -66,7 +72,7 @@ func makeDisk(ctx context.Context, cache, base, made string) error {
 	for _, each := range append(old, fresh) {
 		err = errors.Join(err, os.RemoveAll(each))
 	}
-	err = errors.Join(err, os.Mkdir(fresh, 0o755), os.WriteFile(script, recipe, 0o600))
+	err = errors.Join(err, os.Mkdir(fresh, 0o755), os.WriteFile(script, recipe(), 0o600))
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The recipe of a machine's root: the lab's base image, with what a container has no use for, and less of what keeps an
-# emulated processor busy for nothing. Its hash is part of the disk's name in the cache. Called by root.go in a mount
+# emulated processor busy for nothing; light.sh comes before it. Their hash is part of the disk's name in the cache. Called by root.go in a mount
 # and process namespace of its own: whatever is mounted or started here ends with it.
 #
 #   root.sh BASE OUT
@@ -24,25 +24,8 @@ chmod 755 "$root/usr/sbin/policy-rc.d"
 chroot "$root" apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install udev </dev/null
 rm "$root/usr/sbin/policy-rc.d"
 
-# It makes a host of a container.
-chroot "$root" systemctl -q disable lab-boot.service
-# What a machine has at work is journald, udev, networkd, D-Bus and sshd.
-chroot "$root" systemctl -q mask systemd-random-seed.service systemd-update-utmp.service \
-    systemd-update-utmp-runlevel.service systemd-journal-flush.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount e2scrub_reap.service systemd-logind.service \
-    systemd-user-sessions.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount \
-    sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount modprobe@configfs.service \
-    modprobe@dm_mod.service modprobe@drm.service modprobe@efi_pstore.service modprobe@fuse.service \
-    modprobe@loop.service systemd-modules-load.service systemd-pstore.service systemd-remount-fs.service \
-    systemd-network-generator.service systemd-networkd-wait-online.service systemd-tmpfiles-setup-dev.service \
-    systemd-ask-password-console.path systemd-ask-password-wall.path
-chroot "$root" systemctl -q set-default multi-user.target
-# Of the devices that are there before udev, only network links wait for it.
-mkdir -p "$root/etc/systemd/system/systemd-udev-trigger.service.d"
-printf '[Service]\nExecStart=\nExecStart=udevadm trigger --subsystem-match=net --action=add\n' \
-    >"$root/etc/systemd/system/systemd-udev-trigger.service.d/net.conf"
-# Nothing of /etc has to be made anew at boot (systemd-update-done.service(8)).
-touch "$root/etc/.updated"
+# What has work to do is journald, udev, networkd, D-Bus and sshd; udev for networkd, which waits for it.
+lighten "$root" net
 
 umount "$root/dev" "$root/proc"
 rm -rf "$root/srv/apt" "$root/var/cache/apt" "$root/var/lib/apt/lists"

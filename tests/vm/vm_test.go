@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,8 +17,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := RemovePrograms(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
 // TestRunsProgramsInAGuest is all that a guest without a root does.
 func TestRunsProgramsInAGuest(t *testing.T) {
+	t.Parallel()
 	var before int
 
 	guest := Boot(t, Machine{
@@ -94,6 +105,7 @@ func exits(_ Result, err error) error {
 
 // TestBadMachines asks for what cannot be.
 func TestBadMachines(t *testing.T) {
+	t.Parallel()
 	Need(t)
 	for name, each := range map[string]struct {
 		machine Machine
@@ -112,6 +124,27 @@ func TestBadMachines(t *testing.T) {
 		guest.stop()
 		require.NoError(t, os.RemoveAll(guest.dir))
 		require.ErrorContains(t, err, each.says, name)
+	}
+}
+
+// TestNothingIsSkippedUnderCI runs a test on a machine without QEMU: only under CI=true that is a failure, and there always.
+func TestNothingIsSkippedUnderCI(t *testing.T) {
+	t.Parallel()
+	for _, each := range []struct {
+		ci, lab string
+		says    string
+		fails   bool
+	}{
+		{"true", "", qemuProgram, true},
+		{"true", "1", qemuProgram, true},
+		{"", "1", "SKIP", false},
+		{"", "", "SKIP", false},
+	} {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v", "-test.run", "^TestBadMachines$")
+		cmd.Env = []string{"PATH=/nonexistent", "HOME=" + t.TempDir(), "CI=" + each.ci, "THINKUBE_LAB=" + each.lab}
+		out, err := cmd.CombinedOutput()
+		assert.Equal(t, each.fails, err != nil, "%+v: %s", each, out)
+		assert.Contains(t, string(out), each.says, "%+v", each)
 	}
 }
 

@@ -240,8 +240,25 @@ type field struct {
 	tag    map[string]string
 }
 
-// fieldsOf lists the options of a struct, those of embedded structs included.
+// fieldLists keeps what fieldsOf finds: a list of many dicts needs it for each of them.
+var fieldLists sync.Map // reflect.Type -> []field
+
+// fieldsOf lists the options of a struct, those of embedded structs included. Nobody may change what it gives.
 func fieldsOf(t reflect.Type) ([]field, error) {
+	if known, ok := fieldLists.Load(t); ok {
+		return known.([]field), nil
+	}
+
+	fields, err := readFields(t)
+	if err == nil {
+		fieldLists.Store(t, fields)
+	}
+
+	return fields, err
+}
+
+// readFields reads the tags.
+func readFields(t reflect.Type) ([]field, error) {
 	var fields []field
 
 	for i := range t.NumField() {

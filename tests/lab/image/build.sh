@@ -21,8 +21,9 @@ base_packages="systemd systemd-sysv dbus libpam-systemd openssh-server python3-m
   ca-certificates btrfs-progs busybox-static less"
 # In a layer of its own, so that a host can be booted that never had them.
 lxd_packages="lxd lxd-client bind9 bind9-dnsutils"
-# Not installed: a host can have one network manager, and the tests of bridges install each in turn.
-manager_packages="netplan.io network-manager ifupdown"
+# Not installed: a host can have one network manager, and the tests of bridges install each in turn; those of DNS
+# clients install the resolver on some hosts.
+manager_packages="netplan.io network-manager ifupdown systemd-resolved"
 
 step() { echo "== $*"; }
 

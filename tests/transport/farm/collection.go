@@ -17,6 +17,7 @@ import (
 
 // Program is a program as the collection carries it.
 type Program struct {
+	Module string // the module that it is for; "" in the bundle
 	Path   string // unpacked
 	Packed []byte
 	SHA256 string
@@ -53,12 +54,19 @@ func Pack(path string) (Program, error) {
 }
 
 // Name is what hosts call the program.
-func (p Program) Name() string {
-	return fmt.Sprintf("thinkube_linux_%s-%s", runtime.GOARCH, p.SHA256[:32])
+func (p Program) Name() string { return p.kind() + "-" + p.SHA256[:32] }
+
+func (p Program) kind() string {
+	module := p.Module
+	if module != "" {
+		module += "_"
+	}
+
+	return "thinkube_" + module + "linux_" + runtime.GOARCH
 }
 
 // WriteCollection makes a collections folder of the checkout's plugins and meta, with other programs in libexec, and
-// a module named lxd_info to call them by. checkout is its root; no program makes an empty libexec.
+// modules named lxd_info and gpu_info to call them by. checkout is its root; no program makes an empty libexec.
 func WriteCollection(folder, checkout string, programs ...Program) error {
 	root := filepath.Join(folder, "ansible_collections/thinkube/infra")
 
@@ -68,10 +76,11 @@ func WriteCollection(folder, checkout string, programs ...Program) error {
 		command("cp", "-r", filepath.Join(checkout, "plugins/action"), filepath.Join(checkout, "plugins/plugin_utils"), filepath.Join(root, "plugins")),
 		command("cp", "-r", filepath.Join(checkout, "meta"), root),
 		os.WriteFile(filepath.Join(root, "plugins/modules/lxd_info.py"), []byte("# what it is called by\n"), 0o644),
+		os.WriteFile(filepath.Join(root, "plugins/modules/gpu_info.py"), []byte("# what it is called by\n"), 0o644),
 	)
 
 	for _, program := range programs {
-		name := filepath.Join(root, "libexec", "thinkube_linux_"+runtime.GOARCH)
+		name := filepath.Join(root, "libexec", program.kind())
 		err = errors.Join(err,
 			os.WriteFile(name+".gz", program.Packed, 0o644),
 			os.WriteFile(name+".sha256", []byte(program.SHA256+"\n"), 0o644),

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnszone
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/miekg/dns"
+
+	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/plan"
+	"github.com/thinkube/infra/modules/internal/records"
+)
+
+// Apply does one step of the plan.
+func (h *host) Apply(ctx context.Context, step plan.Step) error {
+	switch do := step.Do.(type) {
+	case Update:
+		return h.update(ctx, do)
+	case Write:
+		err := h.write(ctx, do.File)
+		if err == nil {
+			err = h.backend.reload(ctx)
+		}
+
+		if err != nil {
+			return err
+		}
+
+		return h.waitServed(ctx, do.SOA.Serial)
+	case Make:
+		return h.create(ctx, do.File)
+	case Remove:
+		return h.remove(ctx)
+	case Part:
+		return nil
+	}
+
+	return ansible.Fail(ansible.CodeInternal, "", "step %q has no effect", step.Line)
+}
+
+// update sends one message: prerequisites from what was read, then the changes. The server does all of it or nothing.
+func (h *host) update(ctx context.Context, do Update) error {
+	msg := new(dns.Msg)
+	msg.SetUpdate(do.Zone)
+	msg.Compress = true
+
+	err := fill(msg, do)
+	if err != nil {
+		return ansible.Fail(ansible.CodeInternal, "", "%w", err)
+	}
+
+	answer, err := h.server.Exchange(ctx, "tcp", msg)
+	if err != nil {
+		return fmt.Errorf("whether the change was made is not known: %w", err)
+	}
+
+	switch answer.Rcode {
+	case dns.RcodeNXRrset, dns.RcodeYXRrset, dns.RcodeNameError, dns.RcodeYXDomain:
+		return fmt.Errorf("zone %s was %w (the server says %s)", records.Display(do.Zone), ansible.ErrChanged, dns.RcodeToString[answer.Rcode])
+	}
+
+	err = h.server.Rcode(answer, "the update", dns.RcodeSuccess)
+	if err == nil {
+		h.sent = append(h.sent, do.Changes...)
+	}
+
+	return err
+}
+
+// fill writes the sections of an update (RFC 2136, 2.4 and 2.5).
+func fill(msg *dns.Msg, do Update) error {
+	if do.OldSOA != nil {
+		msg.Used([]dns.RR{do.OldSOA.RR(do.Zone)})
+	}
+
+	if do.SOA != nil {
+		msg.Insert([]dns.RR{do.SOA.RR(do.Zone)})
+	}
+
+	absent := map[string]bool{}
+
+	for _, change := range do.Changes {
+		err := change.require(msg, absent)
+		if err != nil {
+			return err
+		}
+	}
+
+	// Deletions first: a CNAME is not taken while its name has other records, and nothing else while it has a CNAME.
+	for _, change := range do.Changes {
+		if change.Old != nil && !change.apexNS(do.Zone) {
+			msg.RemoveRRset([]dns.RR{&dns.ANY{Hdr: header(change.Old)}})
+		}
+	}
+
+	for _, change := range do.Changes {
+		err := change.add(msg, do.Zone)
+		if err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+func header(set *records.Set) dns.RR_Header {
+	// The type is known, since the set was read.
+	rr, err := records.Set{Name: set.Name, Type: set.Type, Values: []string{`\# 0`}}.RR(`\# 0`)
+	if err != nil {
+		panic(err) // a defect; the SDK turns it into a failure
+	}
+
+	return *rr.Header()
+}
+
+// apexNS tells whether these are the zone's own NS records: a server does not let them be deleted as a set (RFC 2136, 3.4.2.3).
+func (c Change) apexNS(zone string) bool {
+	return c.id() == records.ID{Name: zone, Type: "NS"}
+}
+
+// require makes the change depend on what was read.
+func (c Change) require(msg *dns.Msg, absent map[string]bool) error {
+	switch {
+	case c.Old != nil:
+		rrs, err := c.Old.RRs()
+		msg.Used(rrs)
+
+		return err
+	case c.Alone:
+		if !absent[c.New.Name] {
+			absent[c.New.Name] = true
+
+			msg.NameNotUsed([]dns.RR{&dns.ANY{Hdr: header(c.New)}})
+		}
+	default:
+		msg.RRsetNotUsed([]dns.RR{&dns.ANY{Hdr: header(c.New)}})
+	}
+
+	return nil
+}
+
+// add adds the new set. The zone's own NS records are added before the old ones go, one by one, so that there is always one.
+func (c Change) add(msg *dns.Msg, zone string) error {
+	if c.New != nil {
+		rrs, err := c.New.RRs()
+		if err != nil {
+			return err
+		}
+
+		msg.Insert(rrs)
+	}
+
+	if c.Old == nil || !c.apexNS(zone) {
+		return nil
+	}
+
+	gone := c.Old.Values
+	if c.New != nil {
+		gone = c.Old.Without(*c.New)
+	}
+
+	for _, value := range gone {
+		rr, err := c.Old.RR(value)
+		if err != nil {
+			return err
+		}
+
+		msg.Remove([]dns.RR{rr})
+	}
+
+	return nil
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The module as a stand-alone program, which stock Ansible runs from a library/ folder.
+package main
+
+import (
+	"os"
+
+	gpuvfio "github.com/thinkube/infra/modules/gpu_vfio"
+	"github.com/thinkube/infra/modules/internal/ansible"
+)
+
+func main() {
+	os.Exit(ansible.Standalone(gpuvfio.Module, os.Args, os.Stdout, os.Stderr))
+}

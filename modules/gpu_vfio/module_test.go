@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gpuvfio
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/pcitest"
+	"github.com/thinkube/infra/modules/internal/vfio"
+)
+
+// bench is the module on a made-up kernel, and a folder for the files.
+type bench struct {
+	kernel *pcitest.Kernel
+	files  string
+	// failFile is which write of a file fails, counted from 1.
+	failFile, wrote int
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+
+	b := &bench{kernel: pcitest.TwoCards(t), files: t.TempDir()}
+	require.NoError(t, os.MkdirAll(b.files+"/etc/udev/rules.d", 0o755))
+	require.NoError(t, os.MkdirAll(b.files+"/var/lib", 0o755))
+
+	return b
+}
+
+// run runs the module as a task of Ansible's does.
+func (b *bench) run(t *testing.T, args map[string]any) map[string]any {
+	t.Helper()
+
+	module := Module
+	module.Lock = ""
+	module.Open = func(_ context.Context, task *ansible.Task, args Args) (ansible.Host[State], error) {
+		return &host{
+			task: task, args: args, root: b.files,
+			bus: vfio.Bus{Root: b.kernel.Root, Write: b.kernel.Write, BindLimit: 50 * time.Millisecond},
+			fault: func(string) error {
+				b.wrote++
+				if b.wrote == b.failFile {
+					return errors.New("injected failure")
+				}
+
+				return nil
+			},
+		}, nil
+	}
+
+	text, err := json.Marshal(args)
+	require.NoError(t, err)
+
+	path := filepath.Join(t.TempDir(), "args")
+	require.NoError(t, os.WriteFile(path, text, 0o600))
+
+	var out, errOut bytes.Buffer
+
+	ansible.Standalone(module, []string{"gpu_vfio", path}, &out, &errOut)
+
+	var result map[string]any
+
+	require.NoError(t, json.Unmarshal(out.Bytes(), &result), "%s%s", out.String(), errOut.String())
+
+	return result
+}
+
+func (b *bench) reserve(t *testing.T) map[string]any {
+	t.Helper()
+
+	return b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev"})
+}
+
+// everything is all that the module could change.
+func (b *bench) everything(t *testing.T) map[string]string {
+	t.Helper()
+
+	all := b.kernel.Drivers()
+
+	require.NoError(t, filepath.WalkDir(b.files, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			all[strings.TrimPrefix(path, b.files)+"/"] = "folder"
+		} else if err == nil {
+			text, _ := os.ReadFile(path)
+			all[strings.TrimPrefix(path, b.files)] = string(text)
+		}
+
+		return err
+	}))
+
+	return all
+}
+
+func TestReserveTwiceAndGiveBack(t *testing.T) {
+	b := newBench(t)
+	before := b.everything(t)
+
+	result := b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "_ansible_check_mode": true})
+	assert.Equal(t, true, result["changed"])
+	assert.Equal(t, before, b.everything(t), "check mode changes nothing")
+	assert.Empty(t, b.kernel.Writes)
+
+	predicted := result["devices"]
+	result = b.reserve(t)
+	require.NotContains(t, result, "failed", "%v", result)
+	assert.Equal(t, true, result["changed"])
+	assert.Equal(t, predicted, result["devices"], "as check mode said")
+	assert.Equal(t, false, result["reboot_required"])
+	assert.Len(t, result["devices"], 3)
+
+	for _, function := range []string{"0", "1", "2"} {
+		assert.Equal(t, "vfio-pci", b.kernel.Driver("0000:02:00."+function))
+		assert.NotEqual(t, "vfio-pci", b.kernel.Driver("0000:01:00."+function), "the twin is left alone")
+	}
+
+	assert.Equal(t, false, b.reserve(t)["changed"])
+
+	result = b.run(t, map[string]any{"state": "absent"})
+	assert.Equal(t, true, result["changed"], "%v", result)
+	assert.Equal(t, before, b.everything(t))
+	assert.Equal(t, false, b.run(t, map[string]any{"state": "absent"})["changed"])
+	assert.NoDirExists(t, b.files+"/var/lib/thinkube")
+}
+
+// TestAFailureAtEveryWriteIsTakenBack has each write fail, of files and of the kernel's, and looks that nothing is half done
+// and that the next run brings it to an end.
+func TestAFailureAtEveryWriteIsTakenBack(t *testing.T) {
+	// Rule, unit and the unit's link: a driver that is part of the kernel has them all.
+	for file := 1; file <= 3; file++ {
+		b := newBench(t)
+		require.NoError(t, os.Remove(b.kernel.Root+"/sys/module/xhci_pci/initstate"))
+		require.NoError(t, os.MkdirAll(b.files+"/etc/systemd/system", 0o755))
+
+		b.failFile = file
+		before := b.everything(t)
+
+		result := b.reserve(t)
+		assert.Equal(t, true, result["failed"], "file %d", file)
+		assert.Equal(t, false, result["changed"])
+		assert.Equal(t, before, b.everything(t), "file %d failed", file)
+
+		require.NotContains(t, b.reserve(t), "failed")
+		assert.FileExists(t, b.files+unitPath)
+		b.run(t, map[string]any{"state": "absent"})
+		assert.Equal(t, before, b.everything(t))
+	}
+
+	// What is prepared and not bound.
+	b := newBench(t)
+	b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "apply_now": false})
+	prepared := b.everything(t)
+
+	for write := 1; write <= 9; write++ {
+		t.Run(fmt.Sprintf("write %d", write), func(t *testing.T) {
+			b := newBench(t)
+			before := b.everything(t)
+			b.kernel.FailAt = write
+
+			result := b.reserve(t)
+			require.Equal(t, true, result["failed"], "%v", result)
+			assert.Equal(t, "bind_failed", result["failure"].(map[string]any)["code"])
+			assert.Contains(t, result["hint"], "stays prepared for the next start")
+			assert.Equal(t, prepared, b.everything(t), "drivers as they were, and what the hint says")
+
+			b.run(t, map[string]any{"state": "absent"})
+			assert.Equal(t, before, b.everything(t))
+
+			result = b.reserve(t)
+			assert.NotContains(t, result, "failed", "%v", result)
+			assert.Equal(t, "vfio-pci", b.kernel.Driver("0000:02:00.2"))
+			assert.Equal(t, false, b.reserve(t)["changed"])
+		})
+
+		t.Run(fmt.Sprintf("write %d of the way back", write), func(t *testing.T) {
+			b := newBench(t)
+			before := b.everything(t)
+			b.reserve(t)
+
+			b.kernel.Writes, b.kernel.FailAt = nil, write
+			reserved := b.kernel.Drivers()
+
+			result := b.run(t, map[string]any{"state": "absent"})
+			require.Equal(t, true, result["failed"], "%v", result)
+			assert.Equal(t, reserved, b.kernel.Drivers(), "the card is whole")
+
+			result = b.run(t, map[string]any{"state": "absent"})
+			assert.NotContains(t, result, "failed", "%v", result)
+			assert.Equal(t, before, b.everything(t))
+		})
+	}
+}
+
+func TestFoldersThatWereMadeGoAgain(t *testing.T) {
+	for _, failing := range []int{0, 1} {
+		b := newBench(t)
+		require.NoError(t, os.Remove(b.files+"/etc/udev/rules.d"))
+
+		before := b.everything(t)
+		b.failFile = failing
+		b.reserve(t)
+
+		if failing == 0 {
+			assert.FileExists(t, b.files+rulePath)
+			assert.Equal(t, false, b.reserve(t)["changed"])
+			b.run(t, map[string]any{"state": "absent"})
+		}
+
+		assert.Equal(t, before, b.everything(t))
+	}
+
+	b := newBench(t)
+	b.reserve(t)
+	b.run(t, map[string]any{"state": "absent"})
+	assert.DirExists(t, b.files+"/etc/udev/rules.d", "it was there before")
+}
+
+func TestWhatAKilledRunHasLeftIsRemoved(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, os.Mkdir(b.files+"/boot", 0o755))
+	before := b.everything(t)
+	require.NoError(t, os.WriteFile(b.files+"/boot/.thinkube-initrd.img-6.1.0", []byte("image"), 0o600))
+
+	result := b.run(t, map[string]any{"state": "absent"})
+	assert.Equal(t, true, result["changed"], "%v", result)
+	assert.Equal(t, before, b.everything(t))
+	assert.Equal(t, false, b.run(t, map[string]any{"state": "absent"})["changed"])
+}
+
+func TestDriftAfterAVirtualMachineIsRepaired(t *testing.T) {
+	b := newBench(t)
+	b.reserve(t)
+
+	// What lxd/device/gpu_physical.go does when a virtual machine stops.
+	for _, address := range []string{"0000:02:00.1", "0000:02:00.2"} {
+		folder := b.kernel.Root + "/sys/bus/pci/devices/" + address
+		require.NoError(t, b.kernel.Write(folder+"/driver_override", "\n"))
+		require.NoError(t, b.kernel.Write(folder+"/driver/unbind", address))
+		require.NoError(t, b.kernel.Write(b.kernel.Root+"/sys/bus/pci/drivers_probe", address))
+	}
+
+	require.Equal(t, "snd_hda_intel", b.kernel.Driver("0000:02:00.1"))
+
+	result := b.reserve(t)
+	assert.Equal(t, true, result["changed"])
+	assert.Contains(t, fmt.Sprint(result["warnings"]), "LXD")
+	assert.Equal(t, "vfio-pci", b.kernel.Driver("0000:02:00.1"))
+	assert.Equal(t, "vfio-pci", b.kernel.Driver("0000:02:00.2"))
+
+	b.run(t, map[string]any{"state": "absent"})
+	assert.Equal(t, "snd_hda_intel", b.kernel.Driver("0000:02:00.1"), "what it had at first, and not what LXD left")
+}
+
+func TestAGroupThatStaysUselessIsRestored(t *testing.T) {
+	b := newBench(t)
+	// A device of the host's appears in the group after the plan was made: nothing can be opened then.
+	drivers := b.kernel.Drivers()
+	require.NoError(t, os.Remove(b.kernel.Root+"/sys/devices/pci0000:00/0000:03:00.0/iommu_group"))
+	b.kernel.Link(t, "/sys/devices/pci0000:00/0000:03:00.0/iommu_group", "../../../kernel/iommu_groups/7")
+
+	result := b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "allow_group_members": []string{"03:00.0"}, "companions": "slot"})
+	assert.Equal(t, "bind_failed", result["failure"].(map[string]any)["code"], "%v", result)
+	assert.Contains(t, result["msg"], "some of its devices are still with the host")
+	assert.Equal(t, drivers, b.kernel.Drivers())
+}
+
+func TestTwoCardsInOneGroup(t *testing.T) {
+	b := newBench(t)
+
+	for _, function := range []string{"0", "1", "2"} {
+		link := b.kernel.Root + "/sys/devices/pci0000:00/0000:01:00." + function + "/iommu_group"
+		require.NoError(t, os.Remove(link))
+		require.NoError(t, os.Symlink("../../../kernel/iommu_groups/7", link))
+	}
+
+	result := b.run(t, map[string]any{"select": map[string]any{"id": "10de:2684"}, "stage": "udev"})
+
+	require.NotContains(t, result, "failed", "%v", result)
+	assert.Len(t, result["devices"], 6)
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gpuvfioinfo
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/modules/internal/pcitest"
+)
+
+func values(t *testing.T, kernel *pcitest.Kernel, args Args) Values {
+	t.Helper()
+
+	state, err := (&host{root: kernel.Root}).Read(context.Background())
+	require.NoError(t, err)
+
+	return makeValues(args, state)
+}
+
+func summaries(all Values) []string {
+	var texts []string
+	for _, gpu := range all.GPUs {
+		texts = append(texts, gpu.Summary)
+	}
+
+	return texts
+}
+
+func TestGPUsAreToldInWords(t *testing.T) {
+	kernel := pcitest.TwoCards(t)
+	all := values(t, kernel, Args{})
+
+	assert.Equal(t, []string{
+		"0000:00:02.0 (GPU 8086:4680, driver i915) cannot be reserved: 0000:00:02.0 is the display that the host started with (boot_vga)",
+		"0000:01:00.0 (GPU 10de:2684, driver nouveau) can be reserved; it has 3 functions",
+		"0000:02:00.0 (GPU 10de:2684, driver nouveau) can be reserved; it has 3 functions",
+	}, summaries(all))
+	assert.Equal(t, IOMMU{Enabled: true, Table: "DMAR", Units: []string{"dmar0"}, Groups: 5, CPUVendor: "GenuineIntel"}, all.IOMMU)
+	assert.Equal(t, "boot_display", all.GPUs[0].Reasons[0].Code)
+	assert.True(t, all.GPUs[0].ShowsHost)
+	assert.Len(t, all.GPUs[1].Functions, 3)
+
+	one := values(t, kernel, Args{Devices: []string{"0000:02:00.0"}})
+	assert.Len(t, one.GPUs, 1)
+}
+
+func TestReservedAndDriftedCards(t *testing.T) {
+	card := pcitest.Card("0000:01:00", "6")
+	for i := range card {
+		card[i].Driver, card[i].Module = "vfio-pci", "vfio_pci"
+	}
+
+	assert.Equal(t, []string{"0000:01:00.0 (GPU 10de:2684, driver vfio-pci) is reserved, with all that belongs to it"}, summaries(values(t, pcitest.New(t, card...), Args{})))
+
+	card[1].Driver, card[1].Module = "snd_hda_intel", "snd_hda_intel"
+	all := values(t, pcitest.New(t, card...), Args{})
+	assert.False(t, all.GPUs[0].Reserved)
+	assert.False(t, all.GPUs[0].Viable)
+	assert.True(t, all.GPUs[0].Eligible, "it can be reserved again")
+}
+
+func TestIOMMUOff(t *testing.T) {
+	card := pcitest.Card("0000:01:00", "")
+	all := values(t, pcitest.New(t, card...), Args{})
+
+	assert.False(t, all.IOMMU.Enabled)
+	assert.Contains(t, all.IOMMU.Reason, "off in the kernel")
+	assert.Equal(t, "iommu_off_kernel", all.GPUs[0].Reasons[0].Code)
+}
+
+func TestNVSwitchesAreToldApart(t *testing.T) {
+	all := values(t, pcitest.New(t,
+		pcitest.Function{Address: "0000:05:00.0", ID: "10de:22a3", Class: "068000", Group: "9"},
+		pcitest.Function{Address: "0000:06:00.0", ID: "10de:22a3", Class: "068000", Group: "10", Bridge: true},
+		pcitest.Function{Address: "0000:07:00.0", ID: "10de:2330", Class: "030200", Group: "11"},
+	), Args{})
+
+	assert.Equal(t, []string{"0000:05:00.0"}, all.NVSwitches)
+	assert.Len(t, all.GPUs, 1)
+}

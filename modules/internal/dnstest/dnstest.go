@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dnstest starts real DNS servers for tests, BIND's named and Knot's knotd, on a loopback port with zones in a folder
+// of their own; and servers that do not behave.
+package dnstest
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/stretchr/testify/require"
+)
+
+// Keys are what every server here knows: the name of each, and its algorithm.
+var Keys = map[string]string{
+	"update": "hmac-sha256", "transfer": "hmac-sha256", "small": "hmac-sha224", "large": "hmac-sha384", "huge": "hmac-sha512",
+	"old": "hmac-md5", "stranger": "hmac-sha256",
+}
+
+// Secret gives a key's secret in base64. All but "transfer" and "stranger" may transfer and update; "transfer" may only
+// transfer, "stranger" nothing.
+func Secret(key string) string {
+	return base64.StdEncoding.EncodeToString([]byte(strings.Repeat(key+"-secret-", 4)))
+}
+
+// Server is a running server.
+type Server struct {
+	Kind    string // named or knotd
+	Port    int
+	Dir     string
+	Control string // rndc's configuration file, knotc's socket
+	Log     string
+
+	t testing.TB
+}
+
+// Zone is one that a server has.
+type Zone struct {
+	Name   string // with the dot at its end
+	Text   string // its file; "" for MinimalZone
+	Signed bool   // the server signs it (named only)
+	Static bool   // it takes no updates
+}
+
+// MinimalZone is the least that a zone has.
+func MinimalZone(zone string) string {
+	return fmt.Sprintf("$ORIGIN %s\n$TTL 3600\n@ SOA ns1 hostmaster 1 7200 900 1209600 300\n@ NS ns1\nns1 A 192.0.2.53\n", zone)
+}
+
+// Need skips the test where a tool is missing, and fails it under CI=true.
+func Need(t testing.TB, tools ...string) {
+	t.Helper()
+
+	for _, tool := range tools {
+		if Find(tool) != "" {
+			continue
+		}
+
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%s is missing; make deps installs it", tool)
+		}
+
+		t.Skipf("%s is missing; make deps installs it", tool)
+	}
+}
+
+// Find gives the path of a tool, also where only root's PATH leads to; "" when it is missing.
+func Find(tool string) string {
+	for _, candidate := range []string{tool, "/usr/sbin/" + tool, "/sbin/" + tool} {
+		path, err := exec.LookPath(candidate)
+		if err == nil {
+			return path
+		}
+	}
+
+	return ""
+}
+
+// Start starts a server of a kind, named or knotd, and ends it with the test.
+func Start(t testing.TB, kind string, zones ...Zone) *Server {
+	t.Helper()
+
+	if kind == "named" {
+		Need(t, "named", "rndc", "named-checkzone", "dig", "nsupdate")
+	} else {
+		Need(t, "knotd", "knotc", "kzonecheck", "dig", "nsupdate")
+	}
+
+	s := &Server{Kind: kind, Port: freePort(t), Dir: t.TempDir(), t: t}
+	s.Log = filepath.Join(s.Dir, "log")
+
+	for _, zone := range zones {
+		if zone.Text == "" {
+			zone.Text = MinimalZone(zone.Name)
+		}
+
+		require.NoError(t, os.WriteFile(s.ZoneFile(zone.Name), []byte(zone.Text), 0o644))
+	}
+
+	config := filepath.Join(s.Dir, kind+".conf")
+
+	var argv []string
+
+	if kind == "named" {
+		require.NoError(t, os.WriteFile(config, []byte(s.namedConfig(zones)), 0o600))
+		argv = []string{"-f", "-c", config}
+	} else {
+		require.NoError(t, os.WriteFile(config, []byte(s.knotConfig(zones)), 0o600))
+
+		s.Control = filepath.Join(s.Dir, "knot.sock")
+		argv = []string{"-c", config}
+	}
+
+	log, err := os.Create(s.Log)
+	require.NoError(t, err)
+
+	daemon := exec.Command(Find(kind), argv...)
+	daemon.Stdout, daemon.Stderr = log, log
+	require.NoError(t, daemon.Start())
+	t.Cleanup(func() {
+		_ = daemon.Process.Kill()
+		_ = daemon.Wait()
+		_ = log.Close()
+	})
+
+	s.waitReady(zones)
+
+	return s
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+
+	for range 20 {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+
+		port := listener.Addr().(*net.TCPAddr).Port
+		packets, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
+		_ = listener.Close()
+
+		if err == nil {
+			_ = packets.Close()
+
+			return port
+		}
+	}
+
+	t.Fatal("no port is free for both TCP and UDP")
+
+	return 0
+}
+
+// ZoneFile is where a zone is kept.
+func (s *Server) ZoneFile(zone string) string { return filepath.Join(s.Dir, zone+"zone") }
+
+// Include is a file that named includes.
+func (s *Server) Include() string { return filepath.Join(s.Dir, "zones.conf") }
+
+func (s *Server) namedConfig(zones []Zone) string {
+	var out strings.Builder
+
+	control := freePort(s.t)
+	s.Control = filepath.Join(s.Dir, "rndc.conf")
+	key := fmt.Sprintf("key \"control\" { algorithm hmac-sha256; secret \"%s\"; };\n", Secret("control"))
+	require.NoError(s.t, os.WriteFile(s.Control, []byte(key+fmt.Sprintf(
+		"options { default-key \"control\"; default-server 127.0.0.1; default-port %d; };\n", control)), 0o600))
+
+	fmt.Fprintf(&out, "options { directory \"%s\"; listen-on port %d { 127.0.0.1; }; listen-on-v6 { none; }; pid-file none;\n"+
+		"session-keyfile \"%s/session.key\"; managed-keys-directory \"%s\"; recursion no; dnssec-validation no; allow-new-zones yes;\n"+
+		"key-directory \"%s\"; };\n%s"+
+		"controls { inet 127.0.0.1 port %d allow { 127.0.0.1; } keys { \"control\"; }; };\n", s.Dir, s.Port, s.Dir, s.Dir, s.Dir, key, control)
+
+	for name, algorithm := range Keys {
+		fmt.Fprintf(&out, "key \"%s\" { algorithm %s; secret \"%s\"; };\n", name, algorithm, Secret(name))
+	}
+
+	require.NoError(s.t, os.WriteFile(s.Include(), []byte("// by hand\n"), 0o644))
+	fmt.Fprintf(&out, "include \"%s\";\n", s.Include())
+
+	for _, zone := range zones {
+		fmt.Fprintf(&out, "zone \"%s\" { type primary; file \"%s\"; ", zone.Name, s.ZoneFile(zone.Name))
+
+		if zone.Static {
+			out.WriteString("allow-transfer { any; }; ")
+		} else {
+			out.WriteString("allow-transfer { key transfer; key update; key small; key large; key huge; key old; }; " +
+				"allow-update { key update; key small; key large; key huge; key old; }; ")
+		}
+
+		if zone.Signed {
+			out.WriteString("dnssec-policy default; inline-signing yes; ")
+		}
+
+		out.WriteString("};\n")
+	}
+
+	return out.String()
+}
+
+func (s *Server) knotConfig(zones []Zone) string {
+	var out strings.Builder
+
+	fmt.Fprintf(&out, "server:\n  rundir: %s\n  listen: 127.0.0.1@%d\n  tcp-io-timeout: 20000\ncontrol:\n  listen: %s/knot.sock\ndatabase:\n  storage: %s\n"+
+		"log:\n  - target: stderr\n    any: info\nkey:\n", s.Dir, s.Port, s.Dir, s.Dir)
+
+	for name, algorithm := range Keys {
+		fmt.Fprintf(&out, "  - id: %s\n    algorithm: %s\n    secret: %s\n", name, algorithm, Secret(name))
+	}
+
+	out.WriteString("acl:\n  - id: all\n    key: [update, small, large, huge, old]\n    action: [transfer, update]\n" +
+		"  - id: read\n    key: transfer\n    action: transfer\n  - id: open\n    action: transfer\nzone:\n")
+
+	for _, zone := range zones {
+		acl := "[all, read]"
+		if zone.Static {
+			acl = "open"
+		}
+
+		fmt.Fprintf(&out, "  - domain: %s\n    file: %s\n    acl: %s\n", zone.Name, s.ZoneFile(zone.Name), acl)
+	}
+
+	return out.String()
+}
+
+// waitReady asks until every zone is served.
+func (s *Server) waitReady(zones []Zone) {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		ready := true
+
+		for _, zone := range zones {
+			answer, err := s.Ask(zone.Name, dns.TypeSOA)
+			ready = ready && err == nil && len(answer.Answer) > 0
+		}
+
+		// A server without zones listens at least.
+		conn, err := net.DialTimeout("tcp", s.Address(), time.Second)
+		if err == nil {
+			_ = conn.Close()
+		}
+
+		if ready && err == nil && s.controlled() {
+			return
+		}
+
+		if time.Now().After(end) {
+			text, _ := os.ReadFile(s.Log)
+			s.t.Fatalf("%s did not come up:\n%s", s.Kind, text)
+		}
+	}
+}
+
+// controlled tells whether the server's own tool reaches it.
+func (s *Server) controlled() bool {
+	control := exec.Command(Find("rndc"), "-c", s.Control, "status")
+	if s.Kind == "knotd" {
+		control = exec.Command(Find("knotc"), "-s", s.Control, "status")
+	}
+
+	return control.Run() == nil
+}
+
+// Address is the server's, for TCP and UDP.
+func (s *Server) Address() string { return fmt.Sprintf("127.0.0.1:%d", s.Port) }
+
+// Ask asks one question over UDP.
+func (s *Server) Ask(name string, kind uint16) (*dns.Msg, error) {
+	msg := new(dns.Msg)
+	msg.SetQuestion(name, kind)
+
+	answer, _, err := (&dns.Client{Timeout: 2 * time.Second}).Exchange(msg, s.Address())
+
+	return answer, err
+}
+
+// Lookup gives the data of an answer as dig shows it, one record a line, sorted by dig itself.
+func (s *Server) Lookup(name, kind string) string {
+	s.t.Helper()
+
+	return s.Run("dig", "+short", "+tcp", "-p", fmt.Sprint(s.Port), "@127.0.0.1", name, kind)
+}
+
+// Update runs nsupdate with the given lines, as somebody else would.
+func (s *Server) Update(zone string, lines ...string) {
+	s.t.Helper()
+
+	script := fmt.Sprintf("server 127.0.0.1 %d\nzone %s\n%s\nsend\n", s.Port, zone, strings.Join(lines, "\n"))
+
+	command := exec.Command(Find("nsupdate"), "-y", "hmac-sha256:update:"+Secret("update"))
+	command.Stdin = strings.NewReader(script)
+
+	output, err := command.CombinedOutput()
+	require.NoError(s.t, err, "nsupdate: %s", output)
+}
+
+// Run runs a tool that has to succeed.
+func (s *Server) Run(tool string, args ...string) string {
+	s.t.Helper()
+
+	var stdout, stderr bytes.Buffer
+
+	command := exec.Command(Find(tool), args...)
+	command.Stdout, command.Stderr = &stdout, &stderr
+	require.NoError(s.t, command.Run(), "%s %q: %s%s", tool, args, &stdout, &stderr)
+
+	return strings.TrimSpace(stdout.String())
+}

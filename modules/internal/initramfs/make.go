@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package initramfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Remake has images made again, all or none: when one fails, or check finds fault with it, those that were there before
+// are put back. They are made by the generator's own program, since that tells boot loaders as well.
+func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context.Context, image *Image) error) (err error) {
+	var kept []backup
+
+	defer func() {
+		for _, each := range slices.Backward(kept) {
+			if err != nil {
+				err = errors.Join(err, each.restore())
+			}
+
+			each.drop()
+		}
+	}()
+
+	for _, image := range images {
+		saved, err := keep(t.Root, image)
+		if err != nil {
+			return fmt.Errorf("keeping the old initramfs %q: %w", image.Path, err)
+		}
+
+		kept = append(kept, saved)
+
+		err = t.remake(ctx, image)
+		if err == nil {
+			err = check(ctx, &image)
+		}
+
+		if err != nil {
+			return fmt.Errorf("making initramfs %q: %w", image.Path, err)
+		}
+	}
+
+	return nil
+}
+
+func (t Tree) remake(ctx context.Context, image Image) error {
+	if t.Generator() == InitramfsTools {
+		err := t.Run(ctx, "update-initramfs", "-u", "-k", image.Release)
+		if err != nil {
+			_ = os.Remove(t.Root + image.Path + ".new") // what it was writing when it was ended
+		}
+
+		return err
+	}
+
+	// dracut writes over what is there, and a loss of power then leaves no image at all. So it writes beside it.
+	fresh := image.Path + freshSuffix
+
+	err := t.Run(ctx, "dracut", "--force", fresh, image.Release)
+	if err == nil {
+		err = os.Rename(t.Root+fresh, t.Root+image.Path)
+	}
+
+	if err != nil {
+		_ = os.Remove(t.Root + fresh)
+	}
+
+	return err
+}
+
+// afterUpdate is where boot loaders have their hooks that copy an image to where they boot it from (update-initramfs(8)).
+const afterUpdate = "/etc/initramfs/post-update.d"
+
+// putBack restores an image, and has those copy it that may have copied the one in its place.
+func (t Tree) putBack(ctx context.Context, saved backup) error {
+	err := saved.restore()
+	if err != nil || t.Generator() != InitramfsTools || !t.exists(afterUpdate) {
+		return err
+	}
+
+	err = t.Run(ctx, "run-parts", "--arg="+saved.image.Release, "--arg="+saved.image.Path, afterUpdate)
+	if err != nil {
+		return fmt.Errorf("the old initramfs is in %q again, and what the boot loader has of it may still be the new one: %w", saved.image.Path, err)
+	}
+
+	return nil
+}
+
+// backup is an image as it was.
+type backup struct {
+	image       Image
+	path, saved string // with the root
+}
+
+// savedPrefix begins the names of saved images. Such a name must not be one that kernel-install, update-grub or we ourselves
+// take for an image.
+const savedPrefix = ".thinkube-"
+
+// keep saves an image beside it: by a second name where the file system has those, or by a copy.
+func keep(root string, image Image) (backup, error) {
+	whole := root + image.Path
+	saved := path.Join(path.Dir(whole), savedPrefix+path.Base(whole))
+	_ = os.Remove(saved) // of a run that was killed
+
+	err := os.Link(whole, saved)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = copyFile(whole, saved)
+	}
+
+	return backup{image, whole, saved}, err
+}
+
+// freshSuffix ends the names of images that dracut is writing.
+const freshSuffix = ".thinkube-new"
+
+// Leftovers gives the files that a run which was killed has left beside the images.
+func (t Tree) Leftovers() ([]string, error) {
+	var found []string
+
+	for _, pattern := range []string{"/boot/" + savedPrefix + "init*", "/boot/init*" + freshSuffix} {
+		paths, err := filepath.Glob(t.Root + pattern)
+		if err != nil {
+			return nil, err
+		}
+
+		for _, each := range paths {
+			found = append(found, strings.TrimPrefix(each, t.Root))
+		}
+	}
+
+	return found, nil
+}
+
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+
+	defer func() { _ = in.Close() }()
+
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, info.Mode().Perm())
+	if err != nil {
+		return err
+	}
+
+	_, err = io.Copy(out, in)
+
+	return errors.Join(err, out.Sync(), out.Close())
+}
+
+func (b backup) restore() error { return os.Rename(b.saved, b.path) }
+
+func (b backup) drop() { _ = os.Remove(b.saved) }

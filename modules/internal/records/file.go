@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package records
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// ParseFile reads a zone file (RFC 1035, 5). Files that include others, and files with signatures, are refused: written anew
+// they would lose something.
+func ParseFile(text, zone string) (*SOA, []Set, error) {
+	var (
+		soa   *SOA
+		found Collect
+	)
+
+	parser := dns.NewZoneParser(strings.NewReader(text), zone, "")
+	parser.SetDefaultTTL(3600)
+
+	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
+		header := rr.Header()
+		name := dns.CanonicalName(header.Name)
+
+		switch {
+		case !InZone(name, zone):
+			return nil, nil, fmt.Errorf("record %q is not in zone %q", header.Name, zone)
+		case header.Class != dns.ClassINET:
+			return nil, nil, fmt.Errorf("record %q has class %s", header.Name, dns.ClassToString[header.Class])
+		case Signature(header.Rrtype):
+			return nil, nil, fmt.Errorf("record %q %s: the file is signed; write the unsigned one", header.Name, dns.TypeToString[header.Rrtype])
+		}
+
+		rr, err := reread(rr)
+		if err != nil {
+			return nil, nil, fmt.Errorf("record %q: %w", header.Name, err)
+		}
+
+		if read, ok := rr.(*dns.SOA); ok {
+			if soa != nil || name != zone {
+				return nil, nil, fmt.Errorf("there is a second SOA, of %q", header.Name)
+			}
+
+			made := FromSOA(read)
+			if made.Expire == 0 { // the parser takes missing numbers for 0
+				return nil, nil, errors.New("the SOA is cut off, or its zone would expire at once")
+			}
+
+			soa = &made
+
+			continue
+		}
+
+		id, value, err := FromRR(rr)
+		if err != nil {
+			return nil, nil, err
+		}
+
+		found.Add(id, rr.Header().Ttl, value)
+	}
+
+	err := parser.Err()
+	if err == nil && soa == nil {
+		err = errors.New("it has no SOA")
+	}
+
+	sets := found.Sets()
+	for i := range sets {
+		sets[i].Values = slices.Compact(sets[i].Values) // a record that comes twice is one (RFC 2181, 5)
+	}
+
+	return soa, sets, err
+}
+
+// RenderFile writes a zone file. Every name is absolute, so that no line depends on another.
+func RenderFile(zone string, soa SOA, sets []Set) (string, error) {
+	var out strings.Builder
+
+	out.WriteString("; Written by thinkube.infra.dns_zone. Records that are added by hand are kept, comments are not.\n")
+	fmt.Fprintf(&out, "%s\t%d\tIN\tSOA\t%s %s %d %d %d %d %d\n", zone, soa.TTL, soa.Primary, soa.Mail, soa.Serial, soa.Refresh, soa.Retry, soa.Expire, soa.Minimum)
+
+	for _, set := range sets {
+		for _, value := range set.Values {
+			_, err := set.RR(value)
+			if err != nil {
+				return "", err
+			}
+
+			fmt.Fprintf(&out, "%s\t%d\tIN\t%s\t%s\n", set.Name, set.TTL, set.Type, value)
+		}
+	}
+
+	return out.String(), nil
+}

@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package records knows what stands in a DNS zone: names, types and values in one form that can be compared, the rules that
+// they have to keep (each with an id), and how zones are written in files. It knows no server and no host.
+package records
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/miekg/dns"
+	"golang.org/x/net/idna"
+)
+
+// Set is an RRset: all records of one name and type.
+type Set struct {
+	Name string `json:"name"` // canonical: lower case, ASCII, with the dot at its end
+	Type string `json:"type"` // of Types, or TYPE12345
+	TTL  uint32 `json:"ttl"`  // seconds
+	// Values are the records' data as zone files have it, sorted. Data of a type that is not known, or that does not fit its
+	// type, is written as RFC 3597 says: \# LENGTH HEX.
+	Values []string `json:"values"`
+	// Exact is set for TXT whose division into strings matters; otherwise texts are compared as a whole.
+	Exact bool `json:"exact,omitempty"`
+}
+
+// ID names a set within a zone.
+type ID struct{ Name, Type string }
+
+// ID gives the set's name and type.
+func (s Set) ID() ID { return ID{s.Name, s.Type} }
+
+// String gives the set's name as people write it, and its type.
+func (s Set) String() string { return Display(s.Name) + " " + s.Type }
+
+// Types are those whose values can be given as zone files have them.
+var Types = map[string]uint16{
+	"A": dns.TypeA, "AAAA": dns.TypeAAAA, "CAA": dns.TypeCAA, "CNAME": dns.TypeCNAME, "DS": dns.TypeDS, "HTTPS": dns.TypeHTTPS,
+	"LOC": dns.TypeLOC, "MX": dns.TypeMX, "NAPTR": dns.TypeNAPTR, "NS": dns.TypeNS, "PTR": dns.TypePTR, "SRV": dns.TypeSRV,
+	"SSHFP": dns.TypeSSHFP, "SVCB": dns.TypeSVCB, "TLSA": dns.TypeTLSA, "TXT": dns.TypeTXT,
+}
+
+var typeNames = func() map[uint16]string {
+	names := map[uint16]string{}
+	for name, number := range Types {
+		names[number] = name
+	}
+
+	return names
+}()
+
+// signatures are the types that a server makes itself when it signs a zone, and its own notes on that (TYPE65534 is BIND's).
+var signatures = []uint16{
+	dns.TypeRRSIG, dns.TypeNSEC, dns.TypeNSEC3, dns.TypeNSEC3PARAM, dns.TypeDNSKEY, dns.TypeCDS, dns.TypeCDNSKEY, dns.TypeZONEMD, 65534,
+}
+
+// Signature tells whether records of a type are the server's own, made by signing the zone.
+func Signature(number uint16) bool { return slices.Contains(signatures, number) }
+
+// typeName gives the name under which a type is shown and compared.
+func typeName(number uint16) string {
+	if name := typeNames[number]; name != "" {
+		return name
+	}
+
+	return fmt.Sprintf("TYPE%d", number)
+}
+
+// typeNumber is the reverse of typeName; false for what is no type.
+func typeNumber(name string) (uint16, bool) {
+	if number, ok := Types[name]; ok {
+		return number, true
+	}
+
+	var number uint16
+
+	_, err := fmt.Sscanf(name, "TYPE%d", &number)
+
+	return number, err == nil && name == fmt.Sprintf("TYPE%d", number)
+}
+
+// MakeName makes a canonical name of one that a person wrote: relative to the origin, "@" for the origin itself, or with a
+// dot at its end. Labels in other scripts become ASCII (RFC 5891).
+func MakeName(text, origin string) (string, error) {
+	if text == "@" {
+		return origin, nil
+	}
+
+	if text == "" {
+		return "", broken("name-form", "the name is empty; the zone itself is written as @")
+	}
+
+	text, err := toASCII(text)
+	if err != nil {
+		return "", err
+	}
+
+	if !strings.HasSuffix(text, ".") || escapedDot(text) {
+		if bare := strings.TrimSuffix(origin, "."); origin != "." && (strings.EqualFold(text, bare) || hasSuffixFold(text, "."+bare)) {
+			return "", broken("trailing-dot", "%q ends in the zone's name, but without a dot at the end it is relative to the zone; write %q, or the name without the zone", text, text+".")
+		}
+
+		text += "."
+		if origin != "." {
+			text += origin
+		}
+	}
+
+	return canonical(text)
+}
+
+// escapedDot tells whether the dot at the end is part of a label.
+func escapedDot(text string) bool {
+	before := strings.TrimSuffix(text, ".")
+
+	return (len(before)-len(strings.TrimRight(before, `\`)))%2 == 1
+}
+
+func hasSuffixFold(text, suffix string) bool {
+	return len(text) >= len(suffix) && strings.EqualFold(text[len(text)-len(suffix):], suffix)
+}
+
+// canonical brings an absolute name into the one form that is compared.
+func canonical(name string) (string, error) {
+	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
+		if label == "" && name != "." {
+			return "", broken("name-form", "%q has an empty label", name)
+		}
+	}
+
+	var packed [256]byte
+
+	_, err := dns.PackDomainName(name, packed[:], 0, nil, false)
+	if err != nil {
+		return "", broken("name-length", "%q: a label may have 63 octets and a name 255 in all", name)
+	}
+
+	// Written and read again, escapes are those that names from a server have.
+	back, _, err := dns.UnpackDomainName(packed[:], 0)
+	if err != nil {
+		return "", broken("name-form", "%q: %v", name, err)
+	}
+
+	return dns.CanonicalName(back), nil
+}
+
+// toASCII changes labels in other scripts.
+func toASCII(name string) (string, error) {
+	if isASCII(name) {
+		return name, nil
+	}
+
+	labels := strings.FieldsFunc(name, func(r rune) bool { return r == '。' || r == '．' || r == '｡' || r == '.' })
+	for i, label := range labels {
+		if isASCII(label) {
+			continue
+		}
+
+		ascii, err := idna.Registration.ToASCII(strings.ToLower(label))
+		if err != nil {
+			return "", broken("idn", "%q: label %q: %v", name, label, err)
+		}
+
+		labels[i] = ascii
+	}
+
+	out := strings.Join(labels, ".")
+	if strings.HasSuffix(name, ".") {
+		out += "."
+	}
+
+	return out, nil
+}
+
+func isASCII(text string) bool {
+	return strings.IndexFunc(text, func(r rune) bool { return r > 127 }) < 0
+}
+
+// Display gives a name for people: without the dot at its end, and with the other script beside the ASCII form.
+func Display(name string) string {
+	short := strings.TrimSuffix(name, ".")
+	if short == "" {
+		return "."
+	}
+
+	if !strings.Contains(short, "xn--") {
+		return short
+	}
+
+	local, err := idna.Display.ToUnicode(short)
+	if err != nil || local == short {
+		return short
+	}
+
+	return fmt.Sprintf("%s (%s)", local, short)
+}
+
+// InZone tells whether a canonical name is the zone or below it.
+func InZone(name, zone string) bool {
+	return name == zone || zone == "." || strings.HasSuffix(name, "."+zone)
+}
+
+// FromRR gives the name, type and value of a record from a server.
+func FromRR(rr dns.RR) (ID, string, error) {
+	header := rr.Header()
+	id := ID{dns.CanonicalName(header.Name), typeName(header.Rrtype)}
+
+	if typeNames[header.Rrtype] != "" {
+		return id, data(rr), nil
+	}
+
+	opaque := new(dns.RFC3597)
+
+	err := opaque.ToRFC3597(rr)
+	if err != nil {
+		return id, "", fmt.Errorf("record %s %s: %w", Display(id.Name), id.Type, err)
+	}
+
+	return id, Opaque(mustHex(opaque.Rdata)), nil
+}
+
+func mustHex(text string) []byte {
+	octets, _ := hex.DecodeString(text) // the library's own text
+
+	return octets
+}
+
+// data is the text of a record after its header.
+func data(rr dns.RR) string {
+	if address, ok := rr.(*dns.A); ok {
+		return address.A.String()
+	}
+
+	return rr.String()[len(rr.Header().String()):]
+}
+
+// Opaque writes data as RFC 3597 says.
+func Opaque(octets []byte) string {
+	if len(octets) == 0 {
+		return `\# 0`
+	}
+
+	return fmt.Sprintf(`\# %d %x`, len(octets), octets)
+}
+
+// TypeOf gives the name under which records of a type are kept.
+func TypeOf(number uint16) string { return typeName(number) }
+
+// RRs gives the set's records.
+func (s Set) RRs() ([]dns.RR, error) {
+	rrs := make([]dns.RR, 0, len(s.Values))
+
+	for _, value := range s.Values {
+		rr, err := s.RR(value)
+		if err != nil {
+			return nil, err
+		}
+
+		rrs = append(rrs, rr)
+	}
+
+	return rrs, nil
+}
+
+// RR gives the record of one of the set's values.
+func (s Set) RR(value string) (dns.RR, error) {
+	number, ok := typeNumber(s.Type)
+	if !ok {
+		return nil, fmt.Errorf("%q is no type", s.Type)
+	}
+
+	header := dns.RR_Header{Name: s.Name, Rrtype: number, Class: dns.ClassINET, Ttl: s.TTL}
+
+	if rest, ok := strings.CutPrefix(value, `\# `); ok {
+		_, digits, _ := strings.Cut(rest, " ")
+
+		return &dns.RFC3597{Hdr: header, Rdata: strings.ReplaceAll(digits, " ", "")}, nil
+	}
+
+	rr, err := parseData(s.Name, number, value, s.Name)
+	if err != nil {
+		return nil, err
+	}
+
+	*rr.Header() = header
+
+	return rr, nil
+}
+
+// key is a value in the form that is compared: names in it without regard to case, texts as a whole unless their division
+// matters.
+func (s Set) key(value string, exact bool) string {
+	switch s.Type {
+	case "CNAME", "NS", "PTR", "MX", "SRV":
+		return strings.ToLower(value)
+	case "NAPTR", "SVCB", "HTTPS":
+		return lowerName(s.Type, value)
+	case "TXT":
+		if !exact {
+			return strings.ReplaceAll(value, `" "`, "")
+		}
+	}
+
+	return value
+}
+
+// lowerName lowers the one word of a value that is a name.
+func lowerName(kind, value string) string {
+	words := strings.Split(value, " ")
+	at := 1
+
+	if kind == "NAPTR" {
+		at = len(words) - 1
+	}
+
+	if at < len(words) {
+		words[at] = strings.ToLower(words[at])
+	}
+
+	return strings.Join(words, " ")
+}
+
+// Same tells whether two sets of one ID have the same records.
+func (s Set) Same(other Set) bool {
+	return s.TTL == other.TTL && s.SameValues(other)
+}
+
+// SameValues leaves the TTL out.
+func (s Set) SameValues(other Set) bool {
+	return len(s.Values) == len(other.Values) && len(s.Without(other)) == 0
+}
+
+// Without gives the values of s that the other set does not have.
+func (s Set) Without(other Set) []string {
+	if slices.Equal(s.Values, other.Values) {
+		return nil
+	}
+
+	exact := s.Exact || other.Exact
+	has := map[string]bool{}
+
+	for _, value := range other.Values {
+		has[other.key(value, exact)] = true
+	}
+
+	var missing []string
+
+	for _, value := range s.Values {
+		if !has[s.key(value, exact)] {
+			missing = append(missing, value)
+		}
+	}
+
+	return missing
+}
+
+// SortSets brings sets into the order of zone files: the zone itself first, then by name, each name after those above it.
+func SortSets(sets []Set) {
+	slices.SortFunc(sets, func(a, b Set) int {
+		if a.Name != b.Name {
+			return compareNames(a.Name, b.Name)
+		}
+
+		return strings.Compare(a.Type, b.Type)
+	})
+}
+
+// compareNames compares labels from the right (RFC 4034, 6.1).
+func compareNames(a, b string) int {
+	// Most names of a zone differ in their first label alone.
+	if x, rest, ok := strings.Cut(a, "."); ok && strings.HasSuffix(b, rest) && !strings.Contains(a, `\`) && !strings.Contains(b, `\`) {
+		if y, same, ok := strings.Cut(b, "."); ok && same == rest {
+			return strings.Compare(x, y)
+		}
+	}
+
+	for a != "" && b != "" {
+		var x, y string
+
+		a, x = lastLabel(a)
+		b, y = lastLabel(b)
+
+		if x != y {
+			return strings.Compare(x, y)
+		}
+	}
+
+	return len(a) - len(b)
+}
+
+func lastLabel(name string) (rest, label string) {
+	name = strings.TrimSuffix(name, ".")
+	at := strings.LastIndexByte(name, '.')
+
+	for at > 0 && escapedDot(name[:at+1]) {
+		at = strings.LastIndexByte(name[:at], '.')
+	}
+
+	if at < 0 {
+		return "", name
+	}
+
+	return name[:at+1], name[at+1:]
+}
+
+// Collect groups single records into sets, as they come from a server or a file.
+type Collect struct {
+	sets []Set
+	last int
+	at   map[ID]int
+}
+
+// Add takes one record.
+func (c *Collect) Add(id ID, ttl uint32, value string) {
+	if c.at == nil {
+		c.at = map[ID]int{}
+	}
+
+	index, known := c.last, c.last < len(c.sets) && c.sets[c.last].ID() == id
+	if !known {
+		index, known = c.at[id]
+	}
+
+	if !known {
+		index = len(c.sets)
+		c.at[id] = index
+		c.sets = append(c.sets, Set{Name: id.Name, Type: id.Type, TTL: ttl})
+	}
+
+	c.last = index
+	set := &c.sets[index]
+	set.Values = append(set.Values, value)
+	set.TTL = min(set.TTL, ttl) // they should not differ (RFC 2181, 5.2)
+}
+
+// Sets gives what came, in order.
+func (c *Collect) Sets() []Set {
+	for i := range c.sets {
+		slices.Sort(c.sets[i].Values)
+	}
+
+	SortSets(c.sets)
+
+	return c.sets
+}
+
+// Count is the number of records in sets.
+func Count(sets []Set) int {
+	count := 0
+	for _, set := range sets {
+		count += len(set.Values)
+	}
+
+	return count
+}
+
+// address reads an address of one family.
+func address(text string, six bool) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(text)
+
+	return addr, err == nil && addr.Is6() == six && addr.Zone() == ""
+}

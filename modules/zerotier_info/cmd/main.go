@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The module as a stand-alone program, which stock Ansible runs from a library/ folder.
+package main
+
+import (
+	"os"
+
+	"github.com/thinkube/infra/modules/internal/ansible"
+	zerotierinfo "github.com/thinkube/infra/modules/zerotier_info"
+)
+
+func main() {
+	os.Exit(ansible.Standalone(zerotierinfo.Module, os.Args, os.Stdout, os.Stderr))
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// The playbooks 00_initial_setup/30, 38 and 39, by ssh to a Debian with systemd, udev and GRUB that runs on the machine of
+// gpu_test.go. It is restarted by the playbook when a card is in use.
+
+// gpuHost is that host.
+type gpuHost struct {
+	*cards
+	checkout, dir string
+	port          int
+	// restarts is how often it was.
+	restarts int
+}
+
+// freePort gives a port of this machine that nobody has now.
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+const gpuInventory = `all:
+  vars:
+    ansible_host: 127.0.0.1
+    ansible_port: %d
+    ansible_user: root
+    ansible_python_interpreter: /usr/bin/python3
+    ansible_ssh_private_key_file: %s/user
+    ansible_ssh_common_args: -F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ControlPath=%[2]s/%%C
+    # There is no initramfs of the host's here, QEMU has its own: see TestGPUIsReservedFromTheStart.
+    gpu_reservation_stage: udev
+  children:
+    baremetal:
+      hosts:
+        gpu1:
+          configure_gpu_passthrough: true
+          assigned_pci_slots: ["02:00.0"]
+    management:
+      hosts: {}
+`
+
+func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
+	t.Helper()
+	made, _ := chrootRoot(t, "initramfs-tools")
+	checkout, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	h := &gpuHost{checkout: checkout, dir: t.TempDir(), port: freePort(t)}
+	for _, name := range []string{"user", "host"} {
+		_, err := run(t.Context(), h.dir, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name)
+		require.NoError(t, err)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "inventory.yaml"), fmt.Appendf(nil, gpuInventory, h.port, h.dir), 0o600))
+	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
+	h.cards = &cards{guest: Boot(t, Machine{
+		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 1, Memory: 1024, Cmdline: cardCmdline + cmdline, Modules: []string{"virtio_net", "autofs4"},
+		Before: giveNvidiaIDs,
+		Args: append(cardArgs("intel"), "-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", h.port),
+			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),
+		Files: map[string]File{
+			"/usr/local/bin/openvfio":                   {From: opener, Mode: 0o755},
+			"/root/.ssh/authorized_keys":                {From: filepath.Join(h.dir, "user.pub"), Mode: 0o600},
+			"/etc/ssh/ssh_host_ed25519_key":             {From: filepath.Join(h.dir, "host"), Mode: 0o600},
+			"/etc/ssh/sshd_config.d/vm.conf":            {Data: []byte("UsePAM no\n")},
+			"/etc/systemd/system/ssh.service.d/vm.conf": {Data: []byte("[Service]\nExecStartPre=ip addr replace 10.0.2.15/24 dev eth0\nExecStartPre=ip link set eth0 up\n")},
+		},
+	})}
+	h.settle(t)
+	return h
+}
+
+// settle waits until ssh answers and the cards have their drivers.
+func (h *gpuHost) settle(t *testing.T) {
+	t.Helper()
+	require.NoError(t, eventually(t.Context(), bootLimit, "ssh answers", func() bool {
+		conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", h.port), time.Second)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+		banner := make([]byte, 4)
+		_, err = conn.Read(banner)
+		return err == nil && string(banner) == "SSH-"
+	}))
+	h.sh(t, "udevadm settle")
+	require.NoError(t, eventually(t.Context(), patience, "the drivers have their cards", func() bool {
+		drivers := h.drivers(t)
+		return !strings.HasPrefix(drivers[twin+".0"], "none") && !strings.HasPrefix(drivers[twin+".2"], "none") && !strings.HasPrefix(drivers[first+".2"], "none")
+	}))
+}
+
+// played is what Ansible says of a run.
+type played struct {
+	text            string
+	failed, rescued int
+	plays           []play
+}
+
+// play is one of its plays.
+type play struct {
+	name    string
+	changed int
+}
+
+// play runs a playbook. A host that goes down under it is started again.
+func (h *gpuHost) play(t *testing.T, playbook string, args ...string) played {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
+	defer cancel()
+	command := exec.CommandContext(ctx, "ansible-playbook", append([]string{"-i", filepath.Join(h.dir, "inventory.yaml"), playbook}, args...)...)
+	command.Dir = h.checkout
+	command.Env = append(os.Environ(), "ANSIBLE_CONFIG="+h.checkout+"/ansible.cfg", "ANSIBLE_NOCOLOR=1", "ANSIBLE_LOCAL_TEMP="+h.dir+"/tmp")
+	done := make(chan []byte, 1)
+	go func() {
+		out, _ := command.CombinedOutput()
+		done <- out
+	}()
+	for {
+		select {
+		case <-h.guest.life().done:
+			h.restarts++
+			h.guest.stop()
+			require.NoError(t, h.guest.start(ctx))
+		case out := <-done:
+			return parsePlayed(t, string(out))
+		}
+	}
+}
+
+func parsePlayed(t *testing.T, text string) played {
+	t.Helper()
+	said := played{text: text}
+	all, recap, ok := strings.Cut(text, "PLAY RECAP")
+	require.True(t, ok, text)
+	for _, each := range strings.Fields(recap) {
+		_, _ = fmt.Sscanf(each, "failed=%d", &said.failed)
+		_, _ = fmt.Sscanf(each, "rescued=%d", &said.rescued)
+	}
+	for _, part := range strings.Split("\n"+all, "\nPLAY [")[1:] {
+		name, _, _ := strings.Cut(part, "]")
+		said.plays = append(said.plays, play{name, strings.Count(part, "\nchanged: [")})
+	}
+	return said
+}
+
+// playbook is the path of one of 00_initial_setup's.
+func (h *gpuHost) playbook(name string) string {
+	return filepath.Join(h.checkout, "ansible/00_initial_setup", name+".yaml")
+}
+
+// write writes a playbook of the test's.
+func (h *gpuHost) write(t *testing.T, name, text string, values ...any) string {
+	t.Helper()
+	path := filepath.Join(h.dir, name)
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, text, values...), 0o600))
+	return path
+}
+
+// noticed does harm, has 38's tests run, which have to fail in the task that is named, and makes it good. One run for all
+// takes a tenth of the time of one for each.
+const noticed = `- name: Do harm
+  ansible.builtin.raw: "{{ harm.how }}"
+- block:
+    - ansible.builtin.include_role:
+        name: thinkube.infra.gpu_reservation
+        tasks_from: test
+    - name: Nothing has noticed it
+      ansible.builtin.fail:
+  rescue:
+    - name: It is noticed where it should be
+      ansible.builtin.assert:
+        that: ansible_failed_task.name.startswith(harm.says)
+        fail_msg: "{{ harm.how }}: {{ ansible_failed_task.name }}: {{ ansible_failed_result }}"
+- name: Make it good
+  ansible.builtin.raw: "{{ harm.undo }}"
+`
+
+// afterSetup is what is played when the host is set up.
+const afterSetup = `- import_playbook: %[1]s
+- name: Harm
+  hosts: baremetal
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_tasks: noticed.yaml
+      loop: "{{ harms }}"
+      loop_control: {loop_var: harm}
+- import_playbook: %[1]s
+- import_playbook: %[2]s
+- import_playbook: %[3]s
+- name: Nothing is reserved
+  hosts: baremetal
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_tasks: noticed.yaml
+      vars:
+        harm: {how: "true", says: Setup would change nothing, undo: "true"}
+`
+
+// harm is a sabotage, the task of 38 that notices it, and how to make it good.
+type harm struct {
+	How  string `json:"how"`
+	Says string `json:"says"`
+	Undo string `json:"undo"`
+}
+
+// harms are sabotages. The last is left to 30.
+var harms = []harm{
+	{move(first, "vfio-pci"), "These cards and no others", move(first, "")},
+	{leaveLikeLXD, "Setup would change nothing", move(twin, "vfio-pci")},
+	{"mv /etc/default/grub.d/95-gpu-reservation.cfg /root", "Nor would it change", "mv /root/95-gpu-reservation.cfg /etc/default/grub.d"},
+	{"cp /boot/grub/grub.cfg /root && sed -i 's/^[[:space:]]*linux.*/& iommu=off/' /boot/grub/grub.cfg", "Nor would it change", "cp /root/grub.cfg /boot/grub && rm /root/grub.cfg"},
+	{"rm /etc/udev/rules.d/05-thinkube-gpu-vfio.rules", "Setup would change nothing", "true"},
+}
+
+func TestGPUPlaybooks(t *testing.T) {
+	t.Parallel()
+	h := bootGPUHost(t, "intel_iommu=on iommu=pt")
+	before, files := h.drivers(t), h.state(t)
+	require.Equal(t, "bochs-drm (null)", before[twin+".0"])
+
+	said := h.play(t, h.playbook("38_test_gpu_reservation"))
+	assert.Equal(t, 1, said.failed, "the test before the set-up: %s", said.text)
+	_, after, _ := strings.Cut(said.text, "TASK [thinkube.infra.gpu_reservation : Setup would change nothing]")
+	assert.Contains(t, after, "fatal: [gpu1]: FAILED!", said.text)
+	assert.NotContains(t, after, "TASK [", "and nothing after it: %s", said.text)
+	assert.Equal(t, before, h.drivers(t))
+
+	// A card that is in use is reserved by a restart, which the playbook makes when it may end who uses it.
+	end := h.hold(t, "exec sleep 1000 </dev/dri/by-path/pci-"+twin+".0-card", "pgrep -x sleep")
+	said = h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.NotZero(t, said.plays[0].changed, "it is prepared: %s", said.text)
+	assert.Contains(t, said.text, "(sleep) has /dev/dri/card")
+	require.Zero(t, h.restarts, said.text)
+	said = h.play(t, h.playbook("30_reserve_gpus"), "-e", "gpu_reservation_restart_users=true")
+	require.Zero(t, said.failed, said.text)
+	assert.Equal(t, 1, h.restarts, said.text)
+	end()
+	h.settle(t)
+	drivers := h.drivers(t)
+	for address, had := range before {
+		if strings.HasPrefix(address, twin) {
+			assert.Equal(t, "vfio-pci vfio-pci", drivers[address], address)
+		} else {
+			assert.Equal(t, had, drivers[address], address)
+		}
+	}
+	assert.JSONEq(t, opened, h.opens(t, h.group(t, twin+".0"), twin+".0"))
+
+	h.write(t, "noticed.yaml", "%s", noticed)
+	vars, err := json.Marshal(map[string]any{"harms": harms})
+	require.NoError(t, err)
+	said = h.play(t, h.write(t, "after.yaml", afterSetup, h.playbook("30_reserve_gpus"), h.playbook("38_test_gpu_reservation"), h.playbook("39_rollback_gpu_reservation")),
+		"-e", "@"+h.write(t, "vars.json", "%s", vars))
+	require.Zero(t, said.failed, said.text)
+	assert.Equal(t, len(harms)+1, said.rescued, said.text)
+	var names []string
+	for _, each := range said.plays {
+		names = append(names, each.name)
+	}
+	const controller = ", and now on the controller"
+	require.Equal(t, []string{
+		"GPUs are reserved", "GPUs are reserved" + controller, "Harm", "GPUs are reserved", "GPUs are reserved" + controller,
+		"GPUs are reserved as set up", "GPUs are the hosts' again", "GPUs are the hosts' again" + controller, "Nothing is reserved",
+	}, names)
+	assert.Zero(t, said.plays[0].changed, "the second run: %s", said.text)
+	assert.NotZero(t, said.plays[3].changed, "the rule is written again: %s", said.text)
+	assert.NotZero(t, said.plays[6].changed, said.text)
+	require.NoError(t, eventually(t.Context(), patience, "everything is back", func() bool { return assert.ObjectsAreEqual(before, h.drivers(t)) }))
+	assert.Equal(t, files, h.state(t), "nothing is left")
+	assert.Equal(t, 1, h.restarts, "the way back needs no restart")
+}
+
+// TestGPUPlaybookWhereARestartDoesNotHelp: QEMU pins a command line that switches the IOMMU off, whatever GRUB's files say.
+func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
+	t.Parallel()
+	h := bootGPUHost(t, "intel_iommu=off")
+	said := h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.Equal(t, 1, h.restarts, "GRUB's next start was to be with another line: %s", said.text)
+	assert.Contains(t, said.text, "the IOMMU is off in the kernel")
+	h.settle(t)
+
+	said = h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.Zero(t, said.plays[0].changed, said.text)
+	assert.Equal(t, 1, h.restarts, "it has been started with that line, and not with it: %s", said.text)
+	assert.Contains(t, said.text, "something else starts the host", said.text)
+}
+
+// move is a script that moves all functions of a slot to a driver, or to those that they have by themselves.
+func move(slot, driver string) string {
+	return strings.NewReplacer("SLOT", slot, "DRIVER", driver).Replace(
+		`cd /sys/bus/pci; for f in SLOT.0 SLOT.1 SLOT.2; do echo DRIVER >devices/$f/driver_override; echo $f >devices/$f/driver/unbind; echo $f >drivers_probe; done`)
+}
+
+// state is all files that the playbooks could have left.
+func (h *gpuHost) state(t *testing.T) string {
+	t.Helper()
+	return h.sh(t, "find /etc /boot /var/lib/thinkube -xdev -not -name 'initrd.img-*' -not -path '/etc/ssl/*' 2>/dev/null | sort; cat /boot/grub/grub.cfg")
+}

@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zerotier
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
+
+	"github.com/thinkube/infra/tests/lab"
+)
+
+// dir is fixed: what a killed run left is found by the next.
+const dir = "/var/lib/thinkube-zerotier-tests"
+
+var labConfig = lab.Config{
+	Name: "zt", Subnet: netip.MustParsePrefix("10.177.99.0/24"), Dir: filepath.Join(dir, "lab"), Inventory: filepath.Join(dir, "lab.yaml"), Log: os.Stderr,
+}
+
+const (
+	network    = "6eabbc719100beef"
+	token      = "s3cr3t-of-the-controller"
+	foreigner  = "deadbeef00"
+	configured = "configured" // the snapshot before the first playbook
+)
+
+// nodes are the hosts' ids; n1 holds the controller.
+var nodes = map[string]string{"n1": "6eabbc7191", "n2": "680bbfa232", "n3": "00d52687fd"}
+
+type site struct {
+	*testing.T
+	lab       *lab.Lab
+	root      string
+	inventory string
+	// fingerprint is that of the key which signs the package.
+	fingerprint string
+}
+
+// run is one finished run of a playbook.
+type run struct {
+	code    int
+	output  string
+	folder  string
+	changed int
+}
+
+func needLab(t *testing.T) {
+	t.Helper()
+
+	if os.Getenv("THINKUBE_LAB") == "" {
+		t.Skip("boots hosts: set THINKUBE_LAB=1")
+	}
+
+	_, err := exec.LookPath("ansible-runner")
+	if os.Geteuid() != 0 {
+		err = errors.New("needs root: boots hosts")
+	}
+
+	if err != nil && os.Getenv("CI") == "true" {
+		t.Fatal(err)
+	}
+
+	if err != nil {
+		t.Skip(err)
+	}
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	needLab(t)
+
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+
+	s := &site{T: t, root: root, inventory: filepath.Join(dir, "inventory.yaml")}
+
+	command(t, root, "make", "-s", "build")
+
+	ctx := context.Background()
+	require.NoError(t, errors.Join(lab.Down(ctx, labConfig, false), os.RemoveAll(dir), os.MkdirAll(filepath.Join(dir, "home"), 0o755)))
+	t.Cleanup(func() {
+		if os.Getenv("THINKUBE_KEEP") == "" {
+			assert.NoError(t, errors.Join(lab.Down(ctx, labConfig, false), os.RemoveAll(dir)))
+		}
+	})
+
+	s.lab, err = lab.Up(ctx, labConfig)
+	require.NoError(t, err)
+	s.installDouble()
+	s.writeInventory()
+	require.NoError(t, s.lab.Snapshot(ctx, configured))
+
+	s.awaitService("n1")
+	s.awaitService("n2")
+
+	return s
+}
+
+func command(t *testing.T, folder, name string, args ...string) {
+	t.Helper()
+
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Env = folder, append(os.Environ(), "CGO_ENABLED=0")
+
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// unit runs the double under the name of the real service. Its times are a tenth.
+const unit = `[Unit]
+Description=double of zerotier-one
+After=network-online.target
+[Service]
+ExecStart=/usr/sbin/ztdouble -scale 0.1 -underlay host0 %s
+[Install]
+WantedBy=multi-user.target
+`
+
+func (s *site) installDouble() {
+	program := filepath.Join(s.TempDir(), "ztdouble")
+	command(s.T, s.root, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./tests/ztdouble/cmd")
+
+	binary, err := os.ReadFile(program)
+	require.NoError(s, err)
+
+	controller, err := s.lab.Host("n1")
+	require.NoError(s, err)
+
+	for _, host := range s.lab.Hosts() {
+		flags := "-address " + nodes[host.Name()]
+
+		if host.Name() == "n1" {
+			s.input("n1", []byte(token), "mkdir -p /var/lib/zerotier-one && umask 077 && cat >/var/lib/zerotier-one/authtoken.secret")
+
+			flags += fmt.Sprintf(` -networks '{"%s":{"name":"lab","routes":[{"target":"10.147.17.0/24"}]}}'`, network)
+		} else {
+			flags += fmt.Sprintf(" -controllers %s=http://%s:9993", nodes["n1"], controller.Address())
+		}
+
+		device := strings.TrimSpace(s.sh(host.Name(), "ip -o route get 10.177.99.1 | sed 's/.* dev \\([^ ]*\\).*/\\1/'"))
+		text := strings.ReplaceAll(fmt.Sprintf(unit, flags), "host0", device)
+
+		if host.Name() == packaged {
+			s.offerPackage(host.Name(), program, text)
+			continue
+		}
+
+		s.input(host.Name(), binary, "cat >/usr/sbin/ztdouble && chmod 755 /usr/sbin/ztdouble")
+		s.input(host.Name(), []byte(text), "cat >/etc/systemd/system/zerotier-one.service && systemctl daemon-reload && systemctl enable --now zerotier-one")
+		s.awaitService(host.Name())
+	}
+}
+
+// packaged is the host on which setup has to install the service.
+const packaged = "n3"
+
+// offerPackage makes a package zerotier-one of the double and puts it into a repository on the host.
+func (s *site) offerPackage(name, program, unit string) {
+	folder := s.TempDir()
+
+	for path, text := range map[string]string{
+		"tree/DEBIAN/control":                              "Package: zerotier-one\nVersion: 1.14.1\nArchitecture: amd64\nMaintainer: tests <tests@example.com>\nDescription: double\n",
+		"tree/DEBIAN/postinst":                             "#!/bin/sh\nset -e\nsystemctl daemon-reload\nsystemctl enable --now zerotier-one\n",
+		"tree/DEBIAN/postrm":                               "#!/bin/sh\nsystemctl daemon-reload\n",
+		"tree/usr/lib/systemd/system/zerotier-one.service": unit,
+	} {
+		file := filepath.Join(folder, path)
+		require.NoError(s, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(s, os.WriteFile(file, []byte(text), 0o755))
+	}
+
+	command(s.T, folder, "sh", "-ec", `install -D -m 755 "$1" tree/usr/sbin/ztdouble
+mkdir -p repo/dists/test/main/binary-amd64 && cd repo
+dpkg-deb --root-owner-group -Zgzip -z1 -b ../tree zerotier-one_1.14.1_amd64.deb
+{ dpkg-deb -f *.deb; echo "Filename: $(echo *.deb)"; echo "Size: $(stat -c %s *.deb)"; echo "SHA256: $(sha256sum *.deb | cut -d ' ' -f 1)"; } >dists/test/main/binary-amd64/Packages
+cd dists/test
+packages=main/binary-amd64/Packages
+{ printf 'Origin: tests\nSuite: test\nCodename: test\nArchitectures: amd64\nComponents: main\nDate: %s\nSHA256:\n' "$(date -u -R)"
+  echo " $(sha256sum $packages | cut -d ' ' -f 1) $(stat -c %s $packages) $packages"; } >Release
+export GNUPGHOME="$PWD/../../../gnupg"
+mkdir -m 700 "$GNUPGHOME"
+trap 'gpgconf --kill gpg-agent' EXIT
+gpg --batch --quiet --passphrase '' --quick-generate-key 'Tests <tests@example.com>' rsa2048 sign never
+gpg --batch --quiet --clearsign -o InRelease Release
+gpg --armor --export >../../key.asc
+gpg --list-keys --with-colons | sed -n 's/^fpr:*\([0-9A-F]*\):.*/\1/p' | head -1 >../../../fingerprint
+cd ../../.. && tar cf repo.tar repo`, "sh", program)
+
+	text, err := os.ReadFile(filepath.Join(folder, "repo.tar"))
+	require.NoError(s, err)
+	s.input(name, text, "tar xf - -C /srv --one-top-level=zerotier --no-same-owner")
+
+	fingerprint, err := os.ReadFile(filepath.Join(folder, "fingerprint"))
+	require.NoError(s, err)
+
+	s.fingerprint = strings.TrimSpace(string(fingerprint))
+}
+
+func (s *site) awaitService(name string) {
+	require.Eventually(s, func() bool {
+		host, err := s.lab.Host(name)
+		if err != nil {
+			return false
+		}
+
+		_, err = host.Run(context.Background(), "systemctl is-active zerotier-one && ss -ltn | grep -q :9993")
+
+		return err == nil
+	}, time.Minute, 200*time.Millisecond, "zerotier-one on %s", name)
+}
+
+func (s *site) sh(name, script string) string { return s.input(name, nil, script) }
+
+func (s *site) input(name string, stdin []byte, script string) string {
+	host, err := s.lab.Host(name)
+	require.NoError(s, err)
+
+	out, err := host.RunInput(context.Background(), bytes.NewReader(stdin), script)
+	require.NoError(s, err)
+
+	return out
+}
+
+// writeInventory is the lab's inventory with the overlay's part.
+func (s *site) writeInventory() {
+	text, err := os.ReadFile(s.lab.InventoryFile())
+	require.NoError(s, err)
+
+	var inventory map[string]map[string]any
+
+	require.NoError(s, yaml.Unmarshal(text, &inventory))
+
+	all := inventory["all"]
+	vars := all["vars"].(map[string]any)
+	vars["zerotier_network_id"], vars["zerotier_package_source"], vars["zerotier_wait_timeout"] = network, "none", "30s"
+	vars["zerotier_controller"] = map[string]any{"kind": "self_hosted", "url": "http://127.0.0.1:9993", "token": token}
+	vars["zerotier_subnet_prefix"], vars["primary_ingress_ip_octet"], vars["secondary_ingress_ip_octet"] = "10.147.17.", 200, 201
+	vars["zerotier_routes"] = []any{map[string]any{"target": "10.200.0.0/24", "via": "10.147.17.1"}}
+
+	children := all["children"].(map[string]any)
+	hosts := map[string]any{}
+
+	for i, name := range []string{"n1", "n2", "n3"} {
+		hosts[name] = map[string]any{"zerotier_ip": fmt.Sprintf("10.147.17.%d", i+1)}
+	}
+
+	here := hosts[packaged].(map[string]any)
+	here["zerotier_key_url"], here["zerotier_key_fingerprint"] = "file:///srv/zerotier/repo/key.asc", s.fingerprint
+	here["zerotier_repository"], here["zerotier_repository_suite"] = "file:/srv/zerotier/repo", "test"
+	here["zerotier_package_source"], here["zerotier_forward_to"] = "vendor", []string{"10.66.0.0/24"}
+
+	children["zerotier_nodes"] = map[string]any{"hosts": hosts}
+	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}}}
+
+	text, err = yaml.Marshal(inventory)
+	require.NoError(s, err)
+	require.NoError(s, os.WriteFile(s.inventory, text, 0o600))
+}
+
+func (s *site) play(number string, args ...string) run {
+	found, err := filepath.Glob(filepath.Join(s.root, "ansible/30_networking", number+"_*.yaml"))
+	require.NoError(s, err)
+	require.Len(s, found, 1)
+
+	folder := s.TempDir()
+	argv := []string{"run", folder, "-p", found[0], "-i", "run", "--project-dir", s.root, "--inventory", s.inventory}
+
+	if len(args) > 0 {
+		argv = append(argv, "--cmdline="+strings.Join(args, " "))
+	}
+
+	ctx, cancel := context.WithTimeout(s.Context(), 5*time.Minute)
+	defer cancel()
+
+	runner := exec.CommandContext(ctx, "ansible-runner", argv...)
+	runner.Dir = s.root
+	runner.Env = append(os.Environ(), "ANSIBLE_CONFIG="+filepath.Join(s.root, "ansible.cfg"), "HOME="+filepath.Join(dir, "home"),
+		"PYTHONDONTWRITEBYTECODE=1", "ANSIBLE_SSH_ARGS=-C -o ControlMaster=auto -o ControlPersist=10s")
+
+	out, err := runner.CombinedOutput()
+
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.Fatal(err)
+	}
+
+	require.NoError(s, ctx.Err(), "%s", out)
+
+	done := run{code: runner.ProcessState.ExitCode(), output: string(out), folder: folder}
+
+	files, err := filepath.Glob(filepath.Join(folder, "artifacts/run/job_events/*.json"))
+	require.NoError(s, err)
+
+	for _, file := range files {
+		var event struct {
+			Event string `json:"event"`
+			Data  struct {
+				Changed map[string]int `json:"changed"`
+			} `json:"event_data"`
+		}
+
+		text, err := os.ReadFile(file)
+		require.NoError(s, err)
+		require.NoError(s, json.Unmarshal(text, &event))
+
+		for _, count := range event.Data.Changed {
+			done.changed += count
+		}
+	}
+
+	require.Contains(s, done.output, "PLAY RECAP", done.output)
+	s.noSecret(folder)
+
+	return done
+}
+
+// noSecret looks through everything that is kept of a run.
+func (s *site) noSecret(folder string) {
+	secret := regexp.MustCompile(regexp.QuoteMeta(token))
+
+	err := filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+
+		text, err := os.ReadFile(path)
+		if secret.Match(text) {
+			s.Errorf("the token is in %s", path)
+		}
+
+		return err
+	})
+	require.NoError(s, err)
+}
+
+func (s *site) passes(number string, args ...string) run {
+	done := s.play(number, args...)
+	require.Zero(s, done.code, done.output)
+
+	return done
+}
+
+func (s *site) fails(number, says string) {
+	done := s.play(number)
+	require.NotZero(s, done.code, "%s passed:\n%s", number, done.output)
+	require.Contains(s, done.output, says)
+}
+
+// api makes a request of the controller, as its administrator does.
+func (s *site) api(method, path, body string) map[string]any {
+	out := s.sh("n1", fmt.Sprintf(`python3 - <<'END'
+import urllib.request
+r = urllib.request.Request("http://127.0.0.1:9993%s", method="%s", data=b'''%s''' or None, headers={"X-ZT1-Auth": "%s"})
+print(urllib.request.urlopen(r).read().decode())
+END`, path, method, body, token))
+
+	result := map[string]any{}
+	require.NoError(s, json.Unmarshal([]byte(out), &result), out)
+
+	return result
+}
+
+func (s *site) members() []string {
+	var ids []string
+	for id := range s.api("GET", "/controller/network/"+network+"/member", "") {
+		ids = append(ids, id)
+	}
+
+	slices.Sort(ids)
+
+	return ids
+}
+
+// noise is what may differ on a host that was managed and given back: the collection's program, what sudo and apt note, and
+// the empty table that the program iptables makes when it is used for the first time, and keeps.
+var noise = append([]string{"file /root/.cache", "file /root/.cache/**", "file /home/*/.sudo_as_admin_successful", "nft table inet lxd", "nft table ip filter", "nft table ip filter, chain FORWARD",
+	"nft table ip filter, chain FORWARD, type filter hook forward priority filter; policy accept;",
+	"file /var/lib/dpkg/status", "file /var/lib/apt/**", "file /var/cache/apt/**"}, lab.IgnoreLXDDatabase...)
+
+func TestPlaybooks(t *testing.T) {
+	s := newSite(t)
+	record := "/controller/network/" + network + "/member/"
+	s.api("POST", record+foreigner, `{"authorized":true,"ipAssignments":["10.147.17.99"]}`)
+
+	s.fails("18", "not installed")
+
+	check := s.passes("10", "--check", "--diff")
+	assert.Positive(t, check.changed)
+	require.Equal(t, []string{foreigner}, s.members(), "check mode changes nothing")
+
+	refused := s.play("10", "--limit", packaged, "-e", "zerotier_key_fingerprint=0000000000000000000000000000000000000000")
+	require.NotZero(t, refused.code, refused.output)
+	require.Contains(t, refused.output, "has the fingerprint "+s.fingerprint)
+	assert.Empty(t, s.sh(packaged, "ls /usr/share/keyrings | grep thinkube || true"), "apt may not use it")
+	s.passes("19", "--limit", packaged)
+
+	start := time.Now()
+	s.passes("10", "-vvvv")
+	t.Logf("10_setup_zerotier on three hosts: %s", time.Since(start).Round(100*time.Millisecond))
+	assert.Zero(t, s.passes("10").changed)
+	s.passes("18")
+
+	addresses := s.sh("n2", "ip -o -4 addr show dev ztd45gaerp 2>/dev/null || ip -o -4 addr")
+	for _, address := range []string{"10.147.17.2/24", "10.147.17.200/24", "10.147.17.201/24"} {
+		assert.Contains(t, addresses, address)
+	}
+
+	forwards := s.sh("n3", "iptables -S FORWARD; cat /proc/sys/net/ipv4/ip_forward")
+	assert.Regexp(t, `-A FORWARD -d 10\.66\.0\.0/24 -i zt\w+ -j ACCEPT`, forwards)
+	assert.NotRegexp(t, `-i zt\w+ -j ACCEPT\n.*-i zt\w+ -j ACCEPT`, forwards, "one rule for one network")
+	assert.Contains(t, s.sh("n3", "systemctl is-enabled thinkube-zerotier-forward"), "enabled")
+
+	device := strings.Fields(s.sh("n3", "ip -o link | grep -o 'zt[a-z0-9]*' | head -1"))[0]
+
+	// Sabotage, each of which 18 must notice.
+	s.sh("n3", "ip addr del 10.147.17.3/24 dev "+device)
+	s.fails("18", "has []; wanted ['10.147.17.3']")
+	s.sh("n3", "ip addr add 10.147.17.3/24 dev "+device)
+	s.passes("18")
+
+	s.sh("n3", "ip link set "+device+" down")
+	s.fails("18", "test of 10.147.17.")
+	s.sh("n3", "ip link set "+device+" up")
+
+	s.api("POST", record+nodes["n2"], `{"name":"somebody else's"}`)
+	s.fails("18", nodes["n2"])
+	assert.Positive(t, s.passes("10").changed)
+	s.passes("18")
+
+	s.sh("n2", "systemctl stop zerotier-one")
+	s.fails("18", "connection refused")
+	s.sh("n2", "systemctl start zerotier-one")
+	s.awaitService("n2")
+
+	require.Eventually(t, func() bool { return strings.Contains(s.sh("n2", "ip -o -4 addr"), "10.147.17.2/24") }, 20*time.Second, 200*time.Millisecond)
+
+	// Out again: only our own records go.
+	assert.Positive(t, s.passes("19").changed)
+	assert.Equal(t, []string{foreigner}, s.members())
+	assert.Zero(t, s.passes("19").changed)
+	assert.NotContains(t, s.sh("n3", "iptables -S FORWARD"), "10.66.0.0")
+	s.fails("18", "not joined")
+	s.fails("18", "not installed")
+
+	for _, host := range s.lab.Hosts() {
+		found, err := host.Diff(t.Context(), configured, noise...)
+		require.NoError(t, err)
+
+		for _, each := range found {
+			t.Errorf("%s differs: %s", host.Name(), each)
+		}
+	}
+}
