@@ -19,25 +19,33 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	case Update:
 		return h.update(ctx, do)
 	case Write:
-		err := h.write(ctx, do.File)
-		if err == nil {
-			err = h.backend.reload(ctx)
-		}
-
+		err := h.write(ctx, do.File, do.Digest)
 		if err != nil {
 			return err
 		}
 
-		return h.waitServed(ctx, do.SOA.Serial)
+		return h.reload(ctx, do.SOA.Serial)
+	case Reload:
+		return h.reload(ctx, do.Serial)
 	case Make:
-		return h.create(ctx, do.File)
+		return h.create(ctx, do)
 	case Remove:
-		return h.remove(ctx)
+		return h.remove(ctx, do)
 	case Part:
 		return nil
 	}
 
 	return ansible.Fail(ansible.CodeInternal, "", "step %q has no effect", step.Line)
+}
+
+// reload has the server read the zone's file, and waits until it serves what is there.
+func (h *host) reload(ctx context.Context, serial uint32) error {
+	err := h.backend.reload(ctx)
+	if err != nil {
+		return err
+	}
+
+	return h.waitServed(ctx, serial)
 }
 
 // update sends one message: prerequisites from what was read, then the changes. The server does all of it or nothing.

@@ -17,12 +17,15 @@ import (
 // programs are the names of the servers' kinds in the module's option.
 var programs = map[string]string{"named": "bind", "knotd": "knot"}
 
+// recordRoot is where the last call of local has records kept.
+var recordRoot string
+
 // local gives the arguments for a zone that is managed with the server's own tools.
 func local(t *testing.T, s *dnstest.Server, more dict) dict {
 	t.Helper()
 
-	root := filepath.Join(t.TempDir(), "thinkube")
-	dnszone.SetRecordRoot(root)
+	recordRoot = filepath.Join(t.TempDir(), "thinkube")
+	dnszone.SetRecordRoot(recordRoot)
 
 	return dnstest.With(dict{
 		"name": "example.com", "server": "127.0.0.1", "port": s.Port, "timeout": "30s",

@@ -72,7 +72,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	p := &planner{args: args, current: current, index: makeIndex(current.Sets), out: &out}
 
 	switch {
-	case args.removes() && current.Known != nil && *current.Known:
+	case args.removes():
 		p.remove()
 
 		return out, nil
