@@ -188,14 +188,65 @@ func (b bind) add(ctx context.Context) error {
 	return nil
 }
 
-// statement is the zone's configuration. Without one from the task, the keys that the task uses may do what it does.
+// statement is the zone's configuration, on one line. Without one from the task, the keys that the task uses may do what it does.
 func (b bind) statement() string {
-	config := b.args.Config
+	config := oneLine(b.args.Config)
 	if config == "" && b.updateKey != "" {
 		config = fmt.Sprintf("allow-update { key %q; }; allow-transfer { key %q; };", b.updateKey, b.transferKey)
 	}
 
 	return fmt.Sprintf("{ type primary; file %q; %s };", b.args.File, config)
+}
+
+// oneLine gives a configuration without comments and ends of lines: a zone has one line in the file that named includes, and what
+// follows a comment at its end would be lost. What is in quotes stays as it is.
+func oneLine(config string) string {
+	var out strings.Builder
+
+	for rest := config; rest != ""; {
+		taken, shown := 1, rest[:1]
+
+		switch {
+		case rest[0] == '"':
+			taken = quoted(rest)
+			shown = rest[:taken]
+		case rest[0] == '#', strings.HasPrefix(rest, "//"):
+			taken, shown = until(rest, "\n"), " "
+		case strings.HasPrefix(rest, "/*"):
+			taken, shown = until(rest, "*/"), " "
+		case rest[0] == '\n', rest[0] == '\r', rest[0] == '\t':
+			shown = " "
+		}
+
+		out.WriteString(shown)
+		rest = rest[taken:]
+	}
+
+	return strings.TrimSpace(out.String())
+}
+
+// quoted gives the length of the quoted text that a text begins with.
+func quoted(text string) int {
+	for i := 1; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+
+	return len(text)
+}
+
+// until gives the length of a text up to the end of a mark, or all of it.
+func until(text, mark string) int {
+	at := strings.Index(text, mark)
+	if at < 0 {
+		return len(text)
+	}
+
+	return at + len(mark)
 }
 
 // opening is how the line of a zone that this module made begins, in a file that named includes.

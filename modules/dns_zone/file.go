@@ -59,6 +59,10 @@ func (h *host) readLocal(ctx context.Context) (State, error) {
 
 // readStatic reads a zone that the server has from its file alone.
 func (h *host) readStatic(ctx context.Context, state *State, status status) error {
+	if status.secondary {
+		return ansible.Fail(CodeDynamic, "run the task on its primary", "the server gets zone %s from another one, so its file is the server's", records.Display(h.args.zone))
+	}
+
 	file, digest, err := h.readFile()
 	if err == nil && file == nil {
 		err = ansible.Fail(CodeFile, "compare the option file with the server's configuration", "zone file %q does not exist, and the server has the zone", h.args.File)
@@ -113,10 +117,7 @@ func firstSerial(now time.Time) uint32 {
 func (h *host) checkStatic(status status, served *uint32, file File) error {
 	hint := "use mode: update for it"
 
-	switch {
-	case status.secondary:
-		return ansible.Fail(CodeDynamic, "run the task on its primary", "the server gets zone %s from another one, so its file is the server's", records.Display(h.args.zone))
-	case status.dynamic:
+	if status.dynamic {
 		return ansible.Fail(CodeDynamic, hint, "zone %s takes dynamic updates, so its file is the server's", records.Display(h.args.zone))
 	}
 

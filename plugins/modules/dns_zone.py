@@ -249,7 +249,8 @@ options:
   config:
     description:
       - The configuration of a zone that is made - for BIND the statements that C(addzone) takes after type and file, for Knot
-        one item and its value a line.
+        one item and its value a line. Comments in BIND's are left out.
+      - It is no place for secrets, since it is on the command line of C(rndc) or C(knotc) for a moment.
       - Left out, BIND lets the keys of I(tsig) and I(transfer_tsig) update and transfer the zone.
     type: str
   include:

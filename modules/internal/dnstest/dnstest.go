@@ -50,6 +50,9 @@ type Zone struct {
 	Signed bool   // the server signs it (named only)
 	Static bool   // it takes no updates
 	Broken bool   // it cannot be loaded
+
+	Template    bool // what may be done with it stands in a template (knotd only)
+	PrimaryPort int  // it comes from the server at this port, where it has to be Static; 0: from its file
 }
 
 // MinimalZone is the least that a zone has.
@@ -104,7 +107,9 @@ func Start(t testing.TB, kind string, zones ...Zone) *Server {
 			zone.Text = MinimalZone(zone.Name)
 		}
 
-		require.NoError(t, os.WriteFile(s.ZoneFile(zone.Name), []byte(zone.Text), 0o644))
+		if zone.PrimaryPort == 0 {
+			require.NoError(t, os.WriteFile(s.ZoneFile(zone.Name), []byte(zone.Text), 0o644))
+		}
 	}
 
 	config := filepath.Join(s.Dir, kind+".conf")
@@ -189,6 +194,12 @@ func (s *Server) namedConfig(zones []Zone) string {
 	fmt.Fprintf(&out, "include \"%s\";\n", s.Include())
 
 	for _, zone := range zones {
+		if zone.PrimaryPort != 0 {
+			fmt.Fprintf(&out, "zone \"%s\" { type secondary; file \"%s\"; primaries port %d { 127.0.0.1; }; };\n", zone.Name, s.ZoneFile(zone.Name), zone.PrimaryPort)
+
+			continue
+		}
+
 		fmt.Fprintf(&out, "zone \"%s\" { type primary; file \"%s\"; ", zone.Name, s.ZoneFile(zone.Name))
 
 		if zone.Static {
@@ -219,15 +230,30 @@ func (s *Server) knotConfig(zones []Zone) string {
 	}
 
 	out.WriteString("acl:\n  - id: all\n    key: [update, small, large, huge, old]\n    action: [transfer, update]\n" +
-		"  - id: read\n    key: transfer\n    action: transfer\n  - id: open\n    action: transfer\nzone:\n")
+		"  - id: read\n    key: transfer\n    action: transfer\n  - id: open\n    action: transfer\n" +
+		"template:\n  - id: default\n  - id: all\n    acl: all\n")
 
-	for _, zone := range zones {
-		acl := "[all, read]"
-		if zone.Static {
-			acl = "open"
+	for i, zone := range zones {
+		if zone.PrimaryPort != 0 {
+			fmt.Fprintf(&out, "remote:\n  - id: primary%d\n    address: 127.0.0.1@%d\n", i, zone.PrimaryPort)
+		}
+	}
+
+	out.WriteString("zone:\n")
+
+	for i, zone := range zones {
+		rights := "acl: [all, read]"
+
+		switch {
+		case zone.Static:
+			rights = "acl: open"
+		case zone.Template:
+			rights = "template: all"
+		case zone.PrimaryPort != 0:
+			rights = fmt.Sprintf("master: primary%d", i)
 		}
 
-		fmt.Fprintf(&out, "  - domain: %s\n    file: %s\n    acl: %s\n", zone.Name, s.ZoneFile(zone.Name), acl)
+		fmt.Fprintf(&out, "  - domain: %s\n    file: %s\n    %s\n", zone.Name, s.ZoneFile(zone.Name), rights)
 	}
 
 	return out.String()
