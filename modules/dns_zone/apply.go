@@ -4,11 +4,15 @@ package dnszone
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/miekg/dns"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/dnswire"
 	"github.com/thinkube/infra/modules/internal/plan"
 	"github.com/thinkube/infra/modules/internal/records"
 )
@@ -61,7 +65,7 @@ func (h *host) update(ctx context.Context, do Update) error {
 
 	answer, err := h.server.Exchange(ctx, "tcp", msg)
 	if err != nil {
-		return fmt.Errorf("whether the change was made is not known: %w", err)
+		return h.lost(ctx, do, err)
 	}
 
 	switch answer.Rcode {
@@ -71,10 +75,43 @@ func (h *host) update(ctx context.Context, do Update) error {
 
 	err = h.server.Rcode(answer, "the update", dns.RcodeSuccess)
 	if err == nil {
-		h.sent = append(h.sent, do.Changes...)
+		h.note(do)
 	}
 
 	return err
+}
+
+// note keeps what was sent, for the next reading.
+func (h *host) note(do Update) {
+	h.sent = append(h.sent, do.Changes...)
+
+	if do.SOA != nil {
+		h.sentSOA = do.SOA
+	}
+}
+
+// lost looks whether an update was done to which no answer came: then the zone shows it.
+func (h *host) lost(ctx context.Context, do Update, err error) error {
+	var failure *ansible.Failure
+	if !errors.As(err, &failure) || failure.Code != dnswire.CodeUnreachable {
+		return fmt.Errorf("whether the change was made is not known: %w", err)
+	}
+
+	sent, soa := h.sent, h.sentSOA
+	h.note(do)
+
+	state, readErr := h.Read(ctx)
+	if readErr == nil && h.shows(state) {
+		return nil
+	}
+
+	h.sent, h.sentSOA = sent, soa
+
+	if readErr != nil {
+		return fmt.Errorf("whether the change was made is not known: %w", err)
+	}
+
+	return fmt.Errorf("the change was not made, or is not seen yet: %w", err)
 }
 
 // fill writes the sections of an update (RFC 2136, 2.4 and 2.5).
@@ -95,6 +132,8 @@ func fill(msg *dns.Msg, do Update) error {
 			return err
 		}
 	}
+
+	requireAlone(msg, do.Changes)
 
 	// Deletions first: a CNAME is not taken while its name has other records, and nothing else while it has a CNAME.
 	for _, change := range do.Changes {
@@ -147,6 +186,29 @@ func (c Change) require(msg *dns.Msg, absent map[string]bool) error {
 	}
 
 	return nil
+}
+
+// requireAlone makes a CNAME that takes the place of other records depend on these being all: with a type that somebody has added
+// meanwhile, the server would delete what is listed and pass over the CNAME (RFC 2136, 3.4.2.2). Only of types that are known can that
+// be asked.
+func requireAlone(msg *dns.Msg, changes []Change) {
+	for _, change := range changes {
+		if !change.replaces() {
+			continue
+		}
+
+		for _, kind := range slices.Sorted(maps.Keys(records.Types)) {
+			id := records.ID{Name: change.New.Name, Type: kind}
+			if !slices.ContainsFunc(changes, func(c Change) bool { return c.id() == id }) {
+				msg.RRsetNotUsed([]dns.RR{&dns.ANY{Hdr: header(&records.Set{Name: id.Name, Type: id.Type})}})
+			}
+		}
+	}
+}
+
+// replaces tells whether this is a CNAME in the place of other records.
+func (c Change) replaces() bool {
+	return c.Old == nil && c.New.Type == "CNAME" && !c.Alone
 }
 
 // add adds the new set. The zone's own NS records are added before the old ones go, one by one, so that there is always one.

@@ -106,6 +106,10 @@ func (c Change) size() (octets, count int) {
 	name := len(c.id().Name) + 1
 	octets, count = 2*(name+header), 2
 
+	if c.replaces() {
+		octets += len(records.Types) * (name + header)
+	}
+
 	for _, set := range []*records.Set{c.Old, c.New} {
 		if set == nil {
 			continue

@@ -47,6 +47,7 @@ type host struct {
 	server   dnswire.Server // takes updates
 	transfer dnswire.Server // gives the zone
 	sent     []Change       // what was changed by this task
+	sentSOA  *records.SOA   // and the zone's SOA, if that was
 
 	backend backend // nil where only DNS is spoken
 	store   record.Store
@@ -81,6 +82,10 @@ func (h *host) readOnce(ctx context.Context) (State, error) {
 
 // shows tells whether the zone has what was sent.
 func (h *host) shows(state State) bool {
+	if h.sentSOA != nil && !h.sentSOA.SameButSerial(state.SOA) {
+		return false
+	}
+
 	if len(h.sent) == 0 {
 		return true
 	}

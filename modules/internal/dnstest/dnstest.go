@@ -51,8 +51,9 @@ type Zone struct {
 	Static bool   // it takes no updates
 	Broken bool   // it cannot be loaded
 
-	Template    bool // what may be done with it stands in a template (knotd only)
-	PrimaryPort int  // it comes from the server at this port, where it has to be Static; 0: from its file
+	Template    bool   // what may be done with it stands in a template (knotd only)
+	PrimaryPort int    // it comes from the server at this port; 0: from its file
+	PrimaryKey  string // which key it is transferred with, none if it is Static there (named only)
 }
 
 // MinimalZone is the least that a zone has.
@@ -231,7 +232,12 @@ func (s *Server) namedConfig(zones []Zone) string {
 
 	for _, zone := range zones {
 		if zone.PrimaryPort != 0 {
-			fmt.Fprintf(&out, "zone \"%s\" { type secondary; file \"%s\"; primaries port %d { 127.0.0.1; }; };\n", zone.Name, s.ZoneFile(zone.Name), zone.PrimaryPort)
+			key := ""
+			if zone.PrimaryKey != "" {
+				key = " key " + zone.PrimaryKey
+			}
+
+			fmt.Fprintf(&out, "zone \"%s\" { type secondary; file \"%s\"; primaries port %d { 127.0.0.1%s; }; };\n", zone.Name, s.ZoneFile(zone.Name), zone.PrimaryPort, key)
 
 			continue
 		}
