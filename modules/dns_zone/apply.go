@@ -54,11 +54,7 @@ func (h *host) reload(ctx context.Context, serial uint32) error {
 
 // update sends one message: prerequisites from what was read, then the changes. The server does all of it or nothing.
 func (h *host) update(ctx context.Context, do Update) error {
-	msg := new(dns.Msg)
-	msg.SetUpdate(do.Zone)
-	msg.Compress = true
-
-	err := fill(msg, do)
+	msg, err := message(do)
 	if err != nil {
 		return ansible.Fail(ansible.CodeInternal, "", "%w", err)
 	}
@@ -114,8 +110,12 @@ func (h *host) lost(ctx context.Context, do Update, err error) error {
 	return fmt.Errorf("the change was not made, or is not seen yet: %w", err)
 }
 
-// fill writes the sections of an update (RFC 2136, 2.4 and 2.5).
-func fill(msg *dns.Msg, do Update) error {
+// message writes an update (RFC 2136, 2.4 and 2.5).
+func message(do Update) (*dns.Msg, error) {
+	msg := new(dns.Msg)
+	msg.SetUpdate(do.Zone)
+	msg.Compress = true
+
 	if do.OldSOA != nil {
 		msg.Used([]dns.RR{do.OldSOA.RR(do.Zone)})
 	}
@@ -129,7 +129,7 @@ func fill(msg *dns.Msg, do Update) error {
 	for _, change := range do.Changes {
 		err := change.require(msg, absent)
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
 
@@ -145,11 +145,11 @@ func fill(msg *dns.Msg, do Update) error {
 	for _, change := range do.Changes {
 		err := change.add(msg, do.Zone)
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
 
-	return nil
+	return msg, nil
 }
 
 func header(set *records.Set) dns.RR_Header {

@@ -379,6 +379,18 @@ func TestManyRecords(t *testing.T) {
 	})
 }
 
+// TestManyDelegations are to a name server that is made with them, and to one that is there.
+func TestManyDelegations(t *testing.T) {
+	onEach(t, func(t *testing.T, s *dnstest.Server) {
+		list := []any{record("ns2", "A", "192.0.2.54")}
+		for i := range 2500 {
+			list = append(list, record(fmt.Sprintf("sub-%d", i), "NS", "ns2", "ns1"))
+		}
+
+		dnstest.Converges(t, module, task(s, dict{"records": list}))
+	})
+}
+
 func TestAZoneThatTakesNoUpdates(t *testing.T) {
 	for _, kind := range servers {
 		t.Run(kind, func(t *testing.T) {

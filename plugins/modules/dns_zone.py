@@ -275,7 +275,7 @@ options:
     default: 60s
 notes:
   - Every refused record is reported at once, each with the id of the rule that it breaks - C(apex-ns), C(bailiwick), C(caa-flags), C(caa-tag),
-    C(cname-alone), C(cname-apex), C(cname-single), C(dnssec-type), C(ds-apex), C(duplicate), C(idn), C(mx-null), C(name-form),
+    C(cname-alone), C(cname-apex), C(cname-single), C(dnssec-type), C(ds-apex), C(duplicate), C(idn), C(message-size), C(mx-null), C(name-form),
     C(name-length), C(ns-glue), C(one-ttl), C(rdata), C(rdata-length), C(reverse-prefix), C(soa-input), C(soa-mail), C(srv-name),
     C(target-not-cname), C(trailing-dot), C(ttl-range), C(txt-quotes), C(txt-string), C(type-unknown), C(wildcard-leftmost).
   - Texts are compared as a whole, however they are divided, unless the division was given.
