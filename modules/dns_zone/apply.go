@@ -192,6 +192,11 @@ func (c Change) require(msg *dns.Msg, absent map[string]bool) error {
 // meanwhile, the server would delete what is listed and pass over the CNAME (RFC 2136, 3.4.2.2). Only of types that are known can that
 // be asked.
 func requireAlone(msg *dns.Msg, changes []Change) {
+	listed := map[records.ID]bool{}
+	for _, change := range changes {
+		listed[change.id()] = true
+	}
+
 	for _, change := range changes {
 		if !change.replaces() {
 			continue
@@ -199,7 +204,7 @@ func requireAlone(msg *dns.Msg, changes []Change) {
 
 		for _, kind := range slices.Sorted(maps.Keys(records.Types)) {
 			id := records.ID{Name: change.New.Name, Type: kind}
-			if !slices.ContainsFunc(changes, func(c Change) bool { return c.id() == id }) {
+			if !listed[id] {
 				msg.RRsetNotUsed([]dns.RR{&dns.ANY{Hdr: header(&records.Set{Name: id.Name, Type: id.Type})}})
 			}
 		}

@@ -33,7 +33,7 @@ type backend interface {
 // status is what a server's own tools say of a zone.
 type status struct {
 	known     bool   // the server has it, served or not
-	dynamic   bool   // it takes updates, so that the server changes its file
+	dynamic   bool   // it takes updates, so that the server changes its file; asked in mode file
 	secondary bool   // the server gets it from another one
 	file      string // where the server keeps it, "" where that is not known
 }
@@ -385,7 +385,10 @@ func (k knot) status(ctx context.Context) (status, error) {
 	}
 
 	out.file = strings.Trim(strings.Join(file, " "), `"`)
-	out.dynamic, err = k.takesUpdates(ctx)
+
+	if k.args.Mode == "file" {
+		out.dynamic, err = k.takesUpdates(ctx)
+	}
 
 	return out, err
 }

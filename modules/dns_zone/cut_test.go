@@ -35,12 +35,28 @@ func inFrontOf(t *testing.T, script string, tools ...string) {
 
 // TestMain has this program be the module when it is started for that: with a folder of its own for records.
 func TestMain(m *testing.M) {
-	if root := os.Getenv("TEST_AS_PROGRAM"); root != "" {
+	if root, ok := os.LookupEnv("TEST_AS_PROGRAM"); ok {
 		dnszone.SetRecordRoot(root)
 		os.Exit(ansible.Standalone(module, os.Args, os.Stdout, os.Stderr))
 	}
 
 	os.Exit(m.Run())
+}
+
+// asProgram is the module as a process of its own, which can be killed.
+func asProgram(t *testing.T, args dict, environment ...string) *exec.Cmd {
+	t.Helper()
+
+	text, err := json.Marshal(args)
+	require.NoError(t, err)
+
+	file := filepath.Join(t.TempDir(), "args")
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+
+	run := exec.Command(os.Args[0], file)
+	run.Env = append(append(os.Environ(), "TEST_AS_PROGRAM="+recordRoot), environment...)
+
+	return run
 }
 
 // toolsOf are what the module runs.
@@ -203,15 +219,9 @@ n=$(wc -l <%[1]s)
 exec "$REAL" "$@"`, count), toolsOf[s.Kind]...)
 
 	cut := func(args dict, n int) bool {
-		text, err := json.Marshal(args)
-		require.NoError(t, err)
-
-		file := filepath.Join(t.TempDir(), "args")
-		require.NoError(t, os.WriteFile(file, text, 0o600))
 		require.NoError(t, os.WriteFile(count, nil, 0o600))
 
-		run := exec.Command(os.Args[0], file)
-		run.Env = append(os.Environ(), fmt.Sprintf("CUT_BEFORE=%d", n), "TEST_AS_PROGRAM="+recordRoot)
+		run := asProgram(t, args, fmt.Sprintf("CUT_BEFORE=%d", n))
 		output, err := run.CombinedOutput()
 
 		if err == nil {

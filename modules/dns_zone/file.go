@@ -308,8 +308,12 @@ func (h *host) create(ctx context.Context, do Make) error {
 	}
 
 	err = h.write(ctx, do.File, do.Digest)
+	if err != nil && !do.Ours { // otherwise it is as it was: what an earlier run left is there, and noted
+		err = errors.Join(err, h.takeBack(ctx, func() error { return nil }))
+	}
+
 	if err != nil {
-		return errors.Join(err, h.takeBack(ctx, func() error { return nil }))
+		return err
 	}
 
 	err = h.backend.add(ctx)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/dnstest"
@@ -205,6 +206,54 @@ func TestTheAnswerIsLost(t *testing.T) {
 		fallsSilent = true
 		failed := dnstest.Fails(t, module, dnswire.CodeUnreachable, dnstest.With(args, dict{"records": []any{record("lost", "A", "192.0.2.2")}}))
 		assert.Contains(t, failed.Msg, "whether the change was made is not known")
+	})
+}
+
+// TestKilledBetweenUpdates cuts the program when one of its messages has arrived, before it has the answer, and runs the task again.
+func TestKilledBetweenUpdates(t *testing.T) {
+	onEach(t, func(t *testing.T, s *dnstest.Server) {
+		list := []any{record("ns2", "A", "192.0.2.54")}
+		for i := range 900 {
+			list = append(list, record(fmt.Sprintf("host-%d", i), "A", "192.0.2.1"), record(fmt.Sprintf("sub-%d", i), "NS", "ns2"))
+		}
+
+		for cut := 1; ; cut++ {
+			program, updates := make(chan *exec.Cmd, 1), 0
+			port := dnstest.Misbehave(t, s.Address(), func(e *dnstest.Exchange) {
+				if !e.Updates() {
+					e.Pass(nil)
+
+					return
+				}
+
+				updates++
+
+				if updates == cut {
+					e.Pass(func(int, []byte) []byte { return nil })
+
+					_ = (<-program).Process.Kill()
+				} else {
+					e.Pass(nil)
+				}
+			})
+
+			args := task(s, dict{"records": list, "port": port})
+			run := asProgram(t, args)
+			require.NoError(t, run.Start())
+
+			program <- run
+
+			if run.Wait() == nil {
+				assert.Greater(t, cut, 3, "several messages were cut")
+
+				return
+			}
+
+			args["port"] = s.Port
+			rest := dnstest.OK(t, module, args)
+			assert.Less(t, len(rest.Plan), len(list), "what was done is not done again")
+			dnstest.OK(t, module, dnstest.With(args, dict{"state": "absent", "force": true}))
+		}
 	})
 }
 

@@ -76,7 +76,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	p := &planner{args: args, current: current, index: makeIndex(current.Sets), out: &out}
 
 	switch {
-	case args.removes():
+	case args.removes() && current.Known != nil:
 		p.remove()
 
 		return out, nil
