@@ -54,7 +54,9 @@ func (h *host) readLocal(ctx context.Context) (State, error) {
 		return read, err
 	}
 
-	return state, h.readStatic(ctx, &state, status)
+	err = h.readStatic(ctx, &state, status)
+
+	return state, err
 }
 
 // readStatic reads a zone that the server has from its file alone.
@@ -106,7 +108,7 @@ func digestOf(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text)
 
 // firstSerial is what a zone begins with: the day, and which quarter of an hour of it. A zone of that name that was served
 // before, by this module or with the usual serials of dates, has an earlier one; secondaries that still have it would not take a
-// zone that begins with 1 (RFC 1982).
+// zone that begins with 1 (RFC 1982). Only of one that was changed and made again within the quarter the serial may go back.
 func firstSerial(now time.Time) uint32 {
 	now = now.UTC()
 
