@@ -124,10 +124,38 @@ func TestItWaitsForWhatIsComing(t *testing.T) {
 	assert.Greater(t, answer["attempts"], 1.0)
 }
 
+// TestASignedAnswer asks a resolver that checks signatures: it vouches for the answer, and only with them does it send them along.
 func TestASignedAnswer(t *testing.T) {
 	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Signed: true})
-	answer := dnstest.OK(t, module, ask(s, zone, "DNSKEY", dict{"dnssec": true, "timeout": "10s"})).Raw["answer"].(dict)
+
+	resolver := dnstest.StartResolver(t, s, s, zone)
+
+	answer := dnstest.OK(t, module, ask(s, "ns1.example.com", "A", dict{"dnssec": true})).Raw["answer"].(dict)
 	assert.Equal(t, false, answer["authenticated"], "an authoritative server does not vouch for its own answers")
+
+	for _, dnssec := range []bool{true, false} {
+		answer := dnstest.OK(t, module, ask(resolver, "ns1.example.com", "A", dict{"dnssec": dnssec, "timeout": "20s", "expect": []any{"192.0.2.53"}})).Raw["answer"].(dict)
+		assert.Equal(t, dnssec, answer["authenticated"])
+		assert.Equal(t, false, answer["authoritative"])
+	}
+
+	// One with the key of another zone does not believe what it gets.
+	other := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Signed: true})
+	resolver = dnstest.StartResolver(t, s, other, zone)
+	dnstest.Fails(t, module, dnswire.CodeRefused, ask(resolver, "ns1.example.com", "A", dict{"dnssec": true}))
+}
+
+// TestSignaturesAreAskedFor looks at what is sent.
+func TestSignaturesAreAskedFor(t *testing.T) {
+	for _, dnssec := range []bool{true, false} {
+		asked := make(chan bool, 1)
+		port := dnstest.Misbehave(t, "", func(e *dnstest.Exchange) {
+			asked <- e.Query.IsEdns0() != nil && e.Query.IsEdns0().Do()
+			e.Answer(e.Reply(0, "www.example.com. 1 IN A 192.0.2.1"))
+		})
+		dnstest.OK(t, module, dict{"name": "www.example.com", "server": "127.0.0.1", "port": port, "tcp": true, "dnssec": dnssec})
+		assert.Equal(t, dnssec, <-asked)
+	}
 }
 
 func TestServersThatMisbehave(t *testing.T) {

@@ -4,11 +4,15 @@ package dnszone
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/miekg/dns"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/dnswire"
 	"github.com/thinkube/infra/modules/internal/plan"
 	"github.com/thinkube/infra/modules/internal/records"
 )
@@ -19,20 +23,18 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	case Update:
 		return h.update(ctx, do)
 	case Write:
-		err := h.write(ctx, do.File)
-		if err == nil {
-			err = h.backend.reload(ctx)
-		}
-
+		err := h.write(ctx, do.File, do.Digest)
 		if err != nil {
 			return err
 		}
 
-		return h.waitServed(ctx, do.SOA.Serial)
+		return h.reload(ctx, do.SOA.Serial)
+	case Reload:
+		return h.reload(ctx, do.Serial)
 	case Make:
-		return h.create(ctx, do.File)
+		return h.create(ctx, do)
 	case Remove:
-		return h.remove(ctx)
+		return h.remove(ctx, do)
 	case Part:
 		return nil
 	}
@@ -40,20 +42,26 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	return ansible.Fail(ansible.CodeInternal, "", "step %q has no effect", step.Line)
 }
 
+// reload has the server read the zone's file, and waits until it serves what is there.
+func (h *host) reload(ctx context.Context, serial uint32) error {
+	err := h.backend.reload(ctx)
+	if err != nil {
+		return err
+	}
+
+	return h.waitServed(ctx, serial)
+}
+
 // update sends one message: prerequisites from what was read, then the changes. The server does all of it or nothing.
 func (h *host) update(ctx context.Context, do Update) error {
-	msg := new(dns.Msg)
-	msg.SetUpdate(do.Zone)
-	msg.Compress = true
-
-	err := fill(msg, do)
+	msg, err := message(do)
 	if err != nil {
 		return ansible.Fail(ansible.CodeInternal, "", "%w", err)
 	}
 
 	answer, err := h.server.Exchange(ctx, "tcp", msg)
 	if err != nil {
-		return fmt.Errorf("whether the change was made is not known: %w", err)
+		return h.lost(ctx, do, err)
 	}
 
 	switch answer.Rcode {
@@ -63,14 +71,51 @@ func (h *host) update(ctx context.Context, do Update) error {
 
 	err = h.server.Rcode(answer, "the update", dns.RcodeSuccess)
 	if err == nil {
-		h.sent = append(h.sent, do.Changes...)
+		h.note(do)
 	}
 
 	return err
 }
 
-// fill writes the sections of an update (RFC 2136, 2.4 and 2.5).
-func fill(msg *dns.Msg, do Update) error {
+// note keeps what was sent, for the next reading.
+func (h *host) note(do Update) {
+	h.sent = append(h.sent, do.Changes...)
+
+	if do.SOA != nil {
+		h.sentSOA = do.SOA
+	}
+}
+
+// lost looks whether an update was done to which no answer came: then the zone shows it.
+func (h *host) lost(ctx context.Context, do Update, err error) error {
+	var failure *ansible.Failure
+	if !errors.As(err, &failure) || failure.Code != dnswire.CodeUnreachable {
+		return fmt.Errorf("whether the change was made is not known: %w", err)
+	}
+
+	sent, soa := h.sent, h.sentSOA
+	h.note(do)
+
+	state, readErr := h.Read(ctx)
+	if readErr == nil && h.shows(state) {
+		return nil
+	}
+
+	h.sent, h.sentSOA = sent, soa
+
+	if readErr != nil {
+		return fmt.Errorf("whether the change was made is not known: %w", err)
+	}
+
+	return fmt.Errorf("the change was not made, or is not seen yet: %w", err)
+}
+
+// message writes an update (RFC 2136, 2.4 and 2.5).
+func message(do Update) (*dns.Msg, error) {
+	msg := new(dns.Msg)
+	msg.SetUpdate(do.Zone)
+	msg.Compress = true
+
 	if do.OldSOA != nil {
 		msg.Used([]dns.RR{do.OldSOA.RR(do.Zone)})
 	}
@@ -84,9 +129,11 @@ func fill(msg *dns.Msg, do Update) error {
 	for _, change := range do.Changes {
 		err := change.require(msg, absent)
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
+
+	requireAlone(msg, do.Changes)
 
 	// Deletions first: a CNAME is not taken while its name has other records, and nothing else while it has a CNAME.
 	for _, change := range do.Changes {
@@ -98,11 +145,11 @@ func fill(msg *dns.Msg, do Update) error {
 	for _, change := range do.Changes {
 		err := change.add(msg, do.Zone)
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
 
-	return nil
+	return msg, nil
 }
 
 func header(set *records.Set) dns.RR_Header {
@@ -139,6 +186,34 @@ func (c Change) require(msg *dns.Msg, absent map[string]bool) error {
 	}
 
 	return nil
+}
+
+// requireAlone makes a CNAME that takes the place of other records depend on these being all: with a type that somebody has added
+// meanwhile, the server would delete what is listed and pass over the CNAME (RFC 2136, 3.4.2.2). Only of types that are known can that
+// be asked.
+func requireAlone(msg *dns.Msg, changes []Change) {
+	listed := map[records.ID]bool{}
+	for _, change := range changes {
+		listed[change.id()] = true
+	}
+
+	for _, change := range changes {
+		if !change.replaces() {
+			continue
+		}
+
+		for _, kind := range slices.Sorted(maps.Keys(records.Types)) {
+			id := records.ID{Name: change.New.Name, Type: kind}
+			if !listed[id] {
+				msg.RRsetNotUsed([]dns.RR{&dns.ANY{Hdr: header(&records.Set{Name: id.Name, Type: id.Type})}})
+			}
+		}
+	}
+}
+
+// replaces tells whether this is a CNAME in the place of other records.
+func (c Change) replaces() bool {
+	return c.Old == nil && c.New.Type == "CNAME" && !c.Alone
 }
 
 // add adds the new set. The zone's own NS records are added before the old ones go, one by one, so that there is always one.

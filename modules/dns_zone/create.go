@@ -3,6 +3,7 @@
 package dnszone
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -11,13 +12,28 @@ import (
 )
 
 // Write replaces the zone's file and has the server load it.
-type Write struct{ File }
+type Write struct {
+	File
+	Digest string `json:"digest"` // of the file that was read
+}
+
+// Reload has the server load the file as it is.
+type Reload struct {
+	Serial uint32 `json:"serial"`
+}
 
 // Make makes a zone that the server does not have.
-type Make struct{ File }
+type Make struct {
+	File
+	Digest string `json:"digest,omitempty"` // of the file that lies there; "" when there is none
+	Ours   bool   `json:"ours,omitempty"`   // that file is of an earlier run, which was cut
+}
 
 // Remove removes a zone that this module made.
-type Remove struct{}
+type Remove struct {
+	File  string `json:"file"`
+	Known bool   `json:"known,omitempty"` // the server has it; otherwise only files are left
+}
 
 // missing plans for a zone that the server does not have.
 func (p *planner) missing() error {
@@ -38,24 +54,56 @@ func (p *planner) missing() error {
 	sets := slices.Clone(wanted.list)
 	records.SortSets(sets)
 
-	soa := p.args.SOA.over(records.SOA{
-		Mail: "hostmaster." + p.args.zone, Refresh: 7200, Retry: 900, Expire: 1209600, Minimum: 300, TTL: uint32(p.args.TTL),
-	})
+	soa := p.newSOA()
 
 	err = p.checkNew(sets)
 	if err != nil {
 		return err
 	}
 
-	p.out.After.SOA, p.out.After.Sets, p.out.After.Made, p.out.After.File = &soa, sets, true, nil
-	known := true
-	p.out.After.Known = &known
+	file := string(p.args.File)
+	if !p.began() {
+		p.clear()
+	}
 
-	do := Make{File{Path: string(p.args.File), SOA: &soa, Sets: sets}}
+	known := true
+	p.out.After = State{Zone: p.args.zone, SOA: &soa, Sets: sets, Known: &known, Made: &Made{File: file}, ServerFile: file}
+
+	if p.args.Mode == "file" {
+		p.out.After.Served = &soa.Serial
+	}
+
+	do := Make{File: File{Path: file, SOA: &soa, Sets: sets}, Digest: p.current.Digest, Ours: p.began() && p.current.File != nil}
 	step := p.out.Add(plan.Create, "zone "+records.Display(p.args.zone), do, "(%d records, in %q)", records.Count(sets), p.args.File)
 	step.After = sets
 
 	return nil
+}
+
+// newSOA is that of a zone that is to be made. Where its file is there already, the serial goes on from that.
+func (p *planner) newSOA() records.SOA {
+	soa := p.args.SOA.over(records.SOA{
+		Mail: "hostmaster." + p.args.zone, Refresh: 7200, Retry: 900, Expire: 1209600, Minimum: 300, TTL: uint32(p.args.TTL),
+	})
+	soa.Serial = p.current.NewSerial
+
+	if left := p.current.File; left != nil && !records.SerialAfter(soa.Serial, left.SOA.Serial) {
+		soa.Serial = records.NextSerial(left.SOA.Serial)
+	}
+
+	return soa
+}
+
+// began tells whether an earlier run began to make the zone in this file.
+func (p *planner) began() bool {
+	return p.current.Made != nil && p.current.Made.File == string(p.args.File)
+}
+
+// clear plans the end of what is noted as ours and that the server does not have, if there is such.
+func (p *planner) clear() {
+	if p.current.Made != nil {
+		p.out.Add(plan.Delete, "files of zone "+records.Display(p.args.zone), Remove{File: p.current.Made.File}, "(%q, left by a run that was cut)", p.current.Made.File)
+	}
 }
 
 // checkNew judges a zone that is to be made, as a whole.
@@ -74,9 +122,9 @@ func (p *planner) checkNew(sets []records.Set) error {
 		return ansible.Fail(CodeRules, "", "%w", err)
 	}
 
-	// What an interrupted run has left is the same; anything else is somebody's.
+	// What an interrupted run has left is noted, or is the same; anything else is somebody's.
 	left := p.current.File
-	if left == nil || p.args.Force || slices.EqualFunc(left.Sets, sets, func(a, b records.Set) bool { return a.ID() == b.ID() && b.Same(a) }) {
+	if left == nil || p.args.Force || p.began() || slices.EqualFunc(left.Sets, sets, func(a, b records.Set) bool { return a.ID() == b.ID() && b.Same(a) }) {
 		return nil
 	}
 
@@ -87,23 +135,31 @@ func (p *planner) checkNew(sets []records.Set) error {
 // remove plans the end of a zone; one that somebody else made is left alone.
 func (p *planner) remove() {
 	name := "zone " + records.Display(p.args.zone)
+	noted, known := p.current.Made, *p.current.Known
 
-	if !p.current.Made {
+	switch {
+	case noted == nil && known:
 		p.out.Add(plan.Report, name, nil, "was not made by this module and is left alone")
-
-		return
+	case noted == nil:
+	case !known:
+		p.clear()
+		p.out.After.Made = nil
+	case p.current.ServerFile != noted.File:
+		p.out.Add(plan.Report, name, nil, "was made by somebody else after this module had begun to (the server has it in %q, not in %q), and is left alone",
+			p.current.ServerFile, noted.File)
+	default:
+		known = false
+		p.out.After = State{Zone: p.args.zone, Known: &known}
+		p.out.Add(plan.Delete, name, Remove{File: noted.File, Known: true}, "(in %q)", noted.File)
 	}
-
-	known := false
-	p.out.After = State{Zone: p.args.zone, Known: &known}
-	step := p.out.Add(plan.Delete, name, Remove{}, "(%d records)", records.Count(p.current.Sets))
-	step.Before = p.current.Sets
 }
 
 // addFileSteps makes one step of each change; the first writes the file.
 func (p *planner) addFileSteps(changes []Change, soa records.SOA) {
 	changed := soa != *p.current.SOA
 	if !changed && len(changes) == 0 {
+		p.addReload(soa)
+
 		return
 	}
 
@@ -111,9 +167,9 @@ func (p *planner) addFileSteps(changes []Change, soa records.SOA) {
 		soa.Serial = records.NextSerial(soa.Serial)
 	}
 
-	p.out.After.SOA = &soa
+	p.out.After.SOA, p.out.After.Served, p.out.After.Digest = &soa, &soa.Serial, ""
 
-	var do any = Write{File{Path: string(p.args.File), SOA: &soa, Sets: p.out.After.Sets}}
+	var do any = Write{File{Path: string(p.args.File), SOA: &soa, Sets: p.out.After.Sets}, p.current.Digest}
 
 	if changed {
 		step := p.out.Add(plan.Change, "SOA of "+records.Display(p.args.zone), do, "(%s)", describeSOA(*p.current.SOA, soa))
@@ -125,4 +181,21 @@ func (p *planner) addFileSteps(changes []Change, soa records.SOA) {
 		p.addStep(change, do)
 		do = Part{}
 	}
+}
+
+// addReload plans that the server loads what is in the file already: a run was cut after it had written that, the server could not
+// load it then, or somebody wrote it by hand.
+func (p *planner) addReload(soa records.SOA) {
+	served := "none"
+
+	if p.current.Served != nil {
+		if *p.current.Served == soa.Serial {
+			return
+		}
+
+		served = fmt.Sprint(*p.current.Served)
+	}
+
+	p.out.After.Served = &soa.Serial
+	p.out.Add(plan.Change, "zone "+records.Display(p.args.zone), Reload{Serial: soa.Serial}, "(serial %d, which is in the file already, instead of %s)", soa.Serial, served)
 }

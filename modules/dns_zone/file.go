@@ -4,6 +4,7 @@ package dnszone
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/record"
 	"github.com/thinkube/infra/modules/internal/records"
 )
 
@@ -22,75 +24,102 @@ import (
 func (h *host) readLocal(ctx context.Context) (State, error) {
 	state := State{Zone: h.args.zone}
 
-	known, dynamic, err := h.backend.status(ctx)
+	status, err := h.backend.status(ctx)
 	if err != nil {
 		return state, fmt.Errorf("asking the server for zone %s: %w", records.Display(h.args.zone), err)
 	}
 
-	origin, err := h.store.Read(h.args.zone, new(made))
+	origin, err := record.ReadOrigin[Made](h.store, h.args.zone)
 	if err != nil {
 		return state, err
 	}
 
-	state.Known, state.Made = &known, origin && known
+	state.Known, state.Made = &status.known, origin.Original
+	if state.Made != nil {
+		state.ServerFile = status.file
+	}
 
 	switch {
-	case !known:
-		state.File, err = h.readFile()
+	case h.args.removes():
+		return state, nil // what is in it makes no difference, and one that cannot be loaded can be removed, too
+	case !status.known:
+		state.NewSerial = firstSerial(time.Now())
+		state.File, state.Digest, err = h.readFile()
 
 		return state, err
 	case h.args.Mode == "update":
 		read, err := h.readZone(ctx)
-		read.Known, read.Made = state.Known, state.Made
+		read.Known, read.Made, read.ServerFile = state.Known, state.Made, state.ServerFile
 
 		return read, err
 	}
 
-	file, err := h.readFile()
-	if err == nil && file == nil && h.args.removes() {
-		return state, nil
-	}
-
-	if err == nil && file == nil {
-		err = ansible.Fail(CodeFile, "compare the option file with the server's configuration", "zone file %q does not exist, and the server has the zone", h.args.File)
-	}
-
-	if err == nil {
-		err = h.checkStatic(ctx, dynamic, *file)
-	}
-
-	if err == nil {
-		state.SOA, state.Sets = file.SOA, file.Sets
-	}
+	err = h.readStatic(ctx, &state, status)
 
 	return state, err
 }
 
-// readFile reads the zone's file; nil when there is none.
-func (h *host) readFile() (*File, error) {
-	text, err := os.ReadFile(string(h.args.File))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// readStatic reads a zone that the server has from its file alone.
+func (h *host) readStatic(ctx context.Context, state *State, status status) error {
+	if status.secondary {
+		return ansible.Fail(CodeDynamic, "run the task on its primary", "the server gets zone %s from another one, so its file is the server's", records.Display(h.args.zone))
 	}
 
-	file := &File{Path: string(h.args.File)}
+	file, digest, err := h.readFile()
+	if err == nil && file == nil {
+		err = ansible.Fail(CodeFile, "compare the option file with the server's configuration", "zone file %q does not exist, and the server has the zone", h.args.File)
+	}
+
+	if err != nil {
+		return err
+	}
+
+	state.Served, err = h.askSerial(ctx)
+	if err == nil {
+		err = h.checkStatic(status, state.Served, *file)
+	}
+
+	state.SOA, state.Sets, state.Digest = file.SOA, file.Sets, digest
+
+	return err
+}
+
+// readFile reads the zone's file; nil when there is none.
+func (h *host) readFile() (file *File, digest string, err error) {
+	text, err := os.ReadFile(string(h.args.File))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", nil
+	}
+
+	file = &File{Path: string(h.args.File)}
 
 	if err == nil {
 		file.SOA, file.Sets, err = records.ParseFile(string(text), h.args.zone)
 	}
 
 	if err != nil {
-		return nil, ansible.Fail(CodeFile, "", "zone file %q: %w", h.args.File, err)
+		return nil, "", ansible.Fail(CodeFile, "", "zone file %q: %w", h.args.File, err)
 	}
 
-	return file, nil
+	return file, digestOf(text), nil
+}
+
+func digestOf(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text)) }
+
+// firstSerial is what a zone begins with: the day, and which quarter of an hour of it. A zone of that name that was served
+// before, by this module or with the usual serials of dates, has an earlier one; secondaries that still have it would not take a
+// zone that begins with 1 (RFC 1982). Only of one that was changed and made again within the quarter the serial may go back.
+func firstSerial(now time.Time) uint32 {
+	now = now.UTC()
+
+	return uint32(((now.Year()*100+int(now.Month()))*100+now.Day())*100 + now.Hour()*4 + now.Minute()/15)
 }
 
 // checkStatic refuses a zone that the server changes by itself: what is in its file is not the zone, or not for long.
-func (h *host) checkStatic(ctx context.Context, dynamic bool, file File) error {
+func (h *host) checkStatic(status status, served *uint32, file File) error {
 	hint := "use mode: update for it"
 
-	if dynamic {
+	if status.dynamic {
 		return ansible.Fail(CodeDynamic, hint, "zone %s takes dynamic updates, so its file is the server's", records.Display(h.args.zone))
 	}
 
@@ -98,37 +127,42 @@ func (h *host) checkStatic(ctx context.Context, dynamic bool, file File) error {
 		return ansible.Fail(CodeDynamic, hint, "zone file %q has a journal, so it is not the whole zone", file.Path)
 	}
 
-	serial, err := h.askSerial(ctx)
-	if err == nil && records.SerialAfter(serial, file.SOA.Serial) {
-		err = ansible.Fail(CodeDynamic, hint, "the server has serial %d of zone %s, and its file %q only %d", serial, records.Display(h.args.zone), file.Path, file.SOA.Serial)
+	if served != nil && records.SerialAfter(*served, file.SOA.Serial) {
+		return ansible.Fail(CodeDynamic, hint, "the server has serial %d of zone %s, and its file %q only %d", *served, records.Display(h.args.zone), file.Path, file.SOA.Serial)
 	}
 
-	return err
+	return nil
 }
 
-// askSerial asks the server which version of the zone it serves.
-func (h *host) askSerial(ctx context.Context) (uint32, error) {
+// askSerial asks the server which version of the zone it serves; nil when it says that it cannot serve it now.
+func (h *host) askSerial(ctx context.Context) (*uint32, error) {
 	msg := new(dns.Msg)
 	msg.SetQuestion(h.args.zone, dns.TypeSOA)
 	msg.RecursionDesired = false
 
 	answer, err := h.server.Exchange(ctx, "tcp", msg)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 
-	err = h.server.Rcode(answer, "a question for the SOA of "+records.Display(h.args.zone), dns.RcodeSuccess)
+	if answer.Rcode == dns.RcodeServerFailure {
+		return nil, nil
+	}
+
+	what := "a question for the SOA of " + records.Display(h.args.zone)
+
+	err = h.server.Rcode(answer, what, dns.RcodeSuccess)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 
 	for _, rr := range answer.Answer {
 		if soa, ok := rr.(*dns.SOA); ok && answer.Authoritative {
-			return soa.Serial, nil
+			return &soa.Serial, nil
 		}
 	}
 
-	return 0, h.server.Refusal("a question for the SOA of "+records.Display(h.args.zone)+" (without an answer of its own)", answer.Rcode)
+	return nil, h.server.Refusal(what+" (without an answer of its own)", answer.Rcode)
 }
 
 // waitServed waits until the server serves a version of the zone, or a later one: it loads files at its own pace.
@@ -137,15 +171,18 @@ func (h *host) waitServed(ctx context.Context, serial uint32) error {
 
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		served, err := h.askSerial(ctx)
-		if err == nil && (served == serial || records.SerialAfter(served, serial)) {
+
+		switch {
+		case err != nil:
+		case served == nil:
+			err = errors.New("it cannot serve the zone")
+		case *served == serial || records.SerialAfter(*served, serial):
 			return nil
+		default:
+			err = fmt.Errorf("it serves %d", *served)
 		}
 
 		if time.Now().Add(pause).After(until) {
-			if err == nil {
-				err = fmt.Errorf("it serves %d", served)
-			}
-
 			return ansible.Fail(ansible.CodeTimeout, "look into the server's log", "the server did not take serial %d of zone %s within %s: %w",
 				serial, records.Display(h.args.zone), h.args.Settle, err)
 		}
@@ -158,38 +195,78 @@ func (h *host) waitServed(ctx context.Context, serial uint32) error {
 	}
 }
 
-// write puts a new file into the place of the old one, in one step, after the server's own check has passed it.
-func (h *host) write(ctx context.Context, file File) error {
+// write puts a new file into the place of the one that was read, in one step, after the server's own check has passed it.
+func (h *host) write(ctx context.Context, file File, digest string) error {
 	text, err := records.RenderFile(h.args.zone, *file.SOA, file.Sets)
 	if err != nil {
 		return ansible.Fail(ansible.CodeInternal, "", "%w", err)
 	}
 
-	fresh, err := os.CreateTemp(filepath.Dir(file.Path), ".thinkube-*.zone")
-	if err != nil {
-		return ansible.Fail(CodeFile, "", "writing beside the zone file: %w", err)
-	}
+	fresh := beside(file.Path)
+	defer func() { _ = os.Remove(fresh) }()
 
-	defer func() { _ = os.Remove(fresh.Name()) }()
-
-	_, err = fresh.WriteString(text)
-	err = errors.Join(err, likeBefore(fresh, file.Path), fresh.Sync(), fresh.Close())
-
+	err = writeFresh(fresh, text, file.Path)
 	if err != nil {
 		return ansible.Fail(CodeFile, "", "writing zone file %q: %w", file.Path, err)
 	}
 
-	err = h.backend.check(ctx, fresh.Name())
+	err = h.backend.check(ctx, fresh)
 	if err != nil {
 		return err
 	}
 
-	err = os.Rename(fresh.Name(), file.Path)
-	if err != nil {
-		return ansible.Fail(CodeFile, "", "replacing zone file %q: %w", file.Path, err)
+	err = takePlace(fresh, file.Path, digest)
+	if err != nil && !errors.Is(err, ansible.ErrChanged) {
+		err = ansible.Fail(CodeFile, "", "replacing zone file %q: %w", file.Path, err)
 	}
 
-	return nil
+	return err
+}
+
+// beside is where a file is written before it takes its place: always the same, so that what a cut run has left is found.
+func beside(path string) string {
+	return filepath.Join(filepath.Dir(path), ".thinkube-"+filepath.Base(path))
+}
+
+// writeFresh writes a file that nobody else has opened, with the owner and rights of the one whose place it is to take.
+func writeFresh(fresh, text, like string) error {
+	err := os.Remove(fresh)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+
+	// Others may write to the folder: what they put there meanwhile is not written to.
+	file, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+
+	_, err = file.WriteString(text)
+
+	return errors.Join(err, likeBefore(file, like), file.Sync(), file.Close())
+}
+
+// takePlace puts a file into the place of another, which must still have the given digest ("": must still not exist).
+func takePlace(fresh, path, digest string) error {
+	if digest == "" {
+		err := os.Link(fresh, path) // unlike a rename, refused when there is one
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("file %q was %w: it did not exist", path, ansible.ErrChanged)
+		}
+
+		return err
+	}
+
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+
+	if err != nil || digestOf(text) != digest {
+		return fmt.Errorf("file %q was %w", path, ansible.ErrChanged)
+	}
+
+	return os.Rename(fresh, path)
 }
 
 // likeBefore gives the new file the rights of the old one, or those that let the server read it.
@@ -211,49 +288,102 @@ func likeBefore(fresh *os.File, path string) error {
 	return errors.Join(err, fresh.Chmod(info.Mode().Perm()))
 }
 
-// made is the record of a zone that this module made.
-type made struct {
-	File string `json:"file"`
+// create makes a zone, or nothing at all: a server that refuses it gets no second chance to take it, unseen, for ours. What is
+// left by a run that was cut is noted as ours before it exists.
+func (h *host) create(ctx context.Context, do Make) error {
+	before, err := os.ReadFile(do.Path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ansible.Fail(CodeFile, "", "reading what is to be replaced: %w", err)
+	}
+
+	if do.Ours {
+		before = nil
+	}
+
+	err = h.backend.resume(ctx)
+	if err == nil {
+		err = h.store.Keep(h.args.zone, Made{File: do.Path})
+	}
+
+	if err != nil {
+		return err
+	}
+
+	err = h.write(ctx, do.File, do.Digest)
+	if err != nil && !do.Ours { // otherwise it is as it was: what an earlier run left is there, and noted
+		err = errors.Join(err, h.takeBack(ctx, func() error { return nil }))
+	}
+
+	if err != nil {
+		return err
+	}
+
+	err = h.backend.add(ctx)
+	if err != nil {
+		return errors.Join(err, h.takeBack(ctx, func() error { return putBack(do.Path, before) }))
+	}
+
+	return h.waitServed(ctx, do.SOA.Serial)
 }
 
-// create makes a zone. A run that was cut after the file was written goes on from there.
-func (h *host) create(ctx context.Context, file File) error {
-	err := h.store.Keep(h.args.zone, made{File: file.Path})
-	if err == nil {
-		err = h.write(ctx, file)
+// takeBack undoes the beginning of a zone that the server does not have. Where it cannot be asked, all stays for the next run.
+func (h *host) takeBack(ctx context.Context, file func() error) error {
+	const patience = 5 * time.Second
+
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+
+	status, err := h.backend.status(ctx)
+	if err != nil || status.known {
+		return nil
 	}
 
-	if err == nil {
-		err = h.backend.add(ctx)
-	}
-
-	if err != nil {
-		return err
-	}
-
-	return h.waitServed(ctx, file.SOA.Serial)
+	return errors.Join(file(), h.store.Forget(h.args.zone))
 }
 
-// remove removes a zone that this module made, with the files that the server had of it.
-func (h *host) remove(ctx context.Context) error {
-	var record made
+// putBack restores a file, or removes it if there was none.
+func putBack(path string, before []byte) error {
+	if before == nil {
+		return removeFile(path)
+	}
 
-	_, err := h.store.Read(h.args.zone, &record)
+	fresh := beside(path)
+
+	err := writeFresh(fresh, string(before), path)
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+
+	return err
+}
+
+// remove removes a zone that this module made, with the files that the server had of it; of one that was made or removed by
+// halves, what is left.
+func (h *host) remove(ctx context.Context, do Remove) error {
+	err := h.backend.resume(ctx)
+	if err == nil && do.Known {
+		err = h.backend.remove(ctx)
+	}
+
 	if err != nil {
 		return err
 	}
 
-	err = h.backend.remove(ctx)
-	if err != nil {
-		return err
-	}
-
-	for _, suffix := range []string{"", ".jnl", ".jbk", ".signed", ".signed.jnl"} {
-		err = os.Remove(record.File + suffix)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, path := range []string{do.File, do.File + ".jnl", do.File + ".jbk", do.File + ".signed", do.File + ".signed.jnl", beside(do.File)} {
+		err := removeFile(path)
+		if err != nil {
 			return ansible.Fail(CodeFile, "", "removing the zone's file: %w", err)
 		}
 	}
 
 	return h.store.Forget(h.args.zone)
+}
+
+func removeFile(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+
+	return err
 }

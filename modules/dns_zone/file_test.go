@@ -17,12 +17,15 @@ import (
 // programs are the names of the servers' kinds in the module's option.
 var programs = map[string]string{"named": "bind", "knotd": "knot"}
 
+// recordRoot is where the last call of local has records kept.
+var recordRoot string
+
 // local gives the arguments for a zone that is managed with the server's own tools.
 func local(t *testing.T, s *dnstest.Server, more dict) dict {
 	t.Helper()
 
-	root := filepath.Join(t.TempDir(), "thinkube")
-	dnszone.SetRecordRoot(root)
+	recordRoot = filepath.Join(t.TempDir(), "thinkube")
+	dnszone.SetRecordRoot(recordRoot)
 
 	return dnstest.With(dict{
 		"name": "example.com", "server": "127.0.0.1", "port": s.Port, "timeout": "30s",
@@ -98,7 +101,17 @@ func TestFilesThatAreNotTheZoneAreLeftAlone(t *testing.T) {
 		})
 	}
 
-	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Static: true})
+	for _, kind := range servers {
+		primary := dnstest.Start(t, kind, dnstest.Zone{Name: zone, Static: true})
+		s := dnstest.Start(t, kind, dnstest.Zone{Name: zone, PrimaryPort: primary.Port})
+		failed := dnstest.Fails(t, module, dnszone.CodeDynamic, local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}}))
+		assert.Contains(t, failed.Msg, "gets zone example.com from another")
+	}
+
+	s := dnstest.Start(t, "knotd", dnstest.Zone{Name: zone, Template: true})
+	dnstest.Fails(t, module, dnszone.CodeDynamic, local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}}))
+
+	s = dnstest.Start(t, "named", dnstest.Zone{Name: zone, Static: true})
 	args := local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}})
 
 	for _, text := range []string{"", "@ SOA a b 1 2 3 4 5\n$INCLUDE other\n", "@ SOA a"} {
@@ -212,6 +225,7 @@ func TestZonesInAnIncludedFile(t *testing.T) {
 	assert.Contains(t, failed.Msg, "reconfig")
 	assert.Equal(t, "// by hand\n", read())
 
+	args["config"] = "allow-update { key \"update\"; }; // may change it\n# and read it\nallow-transfer { key update; };\n/* in\ntwo lines */"
 	dnstest.Converges(t, module, args)
 	assert.Equal(t, "192.0.2.53", s.Lookup("ns1.example.com", "A"))
 	assert.Contains(t, read(), "// by hand\nzone \"example.com\" {")

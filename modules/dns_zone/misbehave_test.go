@@ -3,12 +3,15 @@
 package dnszone_test
 
 import (
+	"context"
 	"fmt"
+	"os/exec"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/dnstest"
@@ -142,19 +145,14 @@ func TestUpdatesThatGoWrong(t *testing.T) {
 		n := 0
 
 		for _, each := range []struct {
-			name    string
-			code    ansible.Code
-			arrived bool
-			handle  func(e *dnstest.Exchange)
+			name   string
+			code   ansible.Code
+			handle func(e *dnstest.Exchange)
 		}{
-			{"refused without signature", dnswire.CodeKey, false, func(e *dnstest.Exchange) { e.Answer(e.Reply(dns.RcodeRefused)) }},
-			{"accepted by a liar without the key", dnswire.CodeKey, false, func(e *dnstest.Exchange) { e.Answer(e.Reply(0)) }},
-			{"dropped", dnswire.CodeUnreachable, false, func(e *dnstest.Exchange) { e.Close() }},
-			{"never answered", ansible.CodeTimeout, false, func(*dnstest.Exchange) {}},
-			{"done, and the answer lost", dnswire.CodeUnreachable, true, func(e *dnstest.Exchange) {
-				e.Pass(func(int, []byte) []byte { return nil })
-				e.Close()
-			}},
+			{"refused without signature", dnswire.CodeKey, func(e *dnstest.Exchange) { e.Answer(e.Reply(dns.RcodeRefused)) }},
+			{"accepted by a liar without the key", dnswire.CodeKey, func(e *dnstest.Exchange) { e.Answer(e.Reply(0)) }},
+			{"dropped", dnswire.CodeUnreachable, func(e *dnstest.Exchange) { e.Close() }},
+			{"never answered", ansible.CodeTimeout, func(*dnstest.Exchange) {}},
 		} {
 			t.Run(each.name, func(t *testing.T) {
 				n++
@@ -166,7 +164,7 @@ func TestUpdatesThatGoWrong(t *testing.T) {
 						e.Pass(nil)
 					}
 				})
-				args := task(s, dict{"port": port, "timeout": "3s", "records": []any{record(fmt.Sprintf("n%d", n), "A", "192.0.2.1")}})
+				args := task(s, dict{"port": port, "timeout": "3s", "settle": "300ms", "records": []any{record(fmt.Sprintf("n%d", n), "A", "192.0.2.1")}})
 
 				failed := dnstest.Fails(t, module, each.code, args)
 				assert.Empty(t, failed.Failure.Done)
@@ -175,10 +173,112 @@ func TestUpdatesThatGoWrong(t *testing.T) {
 				// Whatever became of it, the next run finishes it.
 				honest = true
 				again := dnstest.OK(t, module, args)
-				assert.Equal(t, !each.arrived, again.Changed)
+				assert.True(t, again.Changed)
 			})
 		}
 	})
+}
+
+// TestTheAnswerIsLost has the server do what it is sent, and nobody say so: the zone does.
+func TestTheAnswerIsLost(t *testing.T) {
+	onEach(t, func(t *testing.T, s *dnstest.Server) {
+		fallsSilent, silent := false, false
+		port := dnstest.Misbehave(t, s.Address(), func(e *dnstest.Exchange) {
+			switch {
+			case silent:
+				e.Close()
+			case e.Updates():
+				e.Pass(func(int, []byte) []byte { return nil })
+				e.Close()
+
+				silent = fallsSilent
+			default:
+				e.Pass(nil)
+			}
+		})
+
+		args := task(s, dict{"port": port, "force": true, "soa": dict{"minimum": 77}, "records": []any{record("lost", "A", "192.0.2.1")}})
+		result := dnstest.OK(t, module, args)
+		assert.True(t, result.Changed)
+		assert.Len(t, result.Plan, 2)
+		dnstest.Unchanged(t, module, args)
+
+		fallsSilent = true
+		failed := dnstest.Fails(t, module, dnswire.CodeUnreachable, dnstest.With(args, dict{"records": []any{record("lost", "A", "192.0.2.2")}}))
+		assert.Contains(t, failed.Msg, "whether the change was made is not known")
+	})
+}
+
+// TestKilledBetweenUpdates cuts the program when one of its messages has arrived, before it has the answer, and runs the task again.
+func TestKilledBetweenUpdates(t *testing.T) {
+	onEach(t, func(t *testing.T, s *dnstest.Server) {
+		list := []any{record("ns2", "A", "192.0.2.54")}
+		for i := range 900 {
+			list = append(list, record(fmt.Sprintf("host-%d", i), "A", "192.0.2.1"), record(fmt.Sprintf("sub-%d", i), "NS", "ns2"))
+		}
+
+		for cut := 1; ; cut++ {
+			program, updates := make(chan *exec.Cmd, 1), 0
+			port := dnstest.Misbehave(t, s.Address(), func(e *dnstest.Exchange) {
+				if !e.Updates() {
+					e.Pass(nil)
+
+					return
+				}
+
+				updates++
+
+				if updates == cut {
+					e.Pass(func(int, []byte) []byte { return nil })
+
+					_ = (<-program).Process.Kill()
+				} else {
+					e.Pass(nil)
+				}
+			})
+
+			args := task(s, dict{"records": list, "port": port})
+			run := asProgram(t, args)
+			require.NoError(t, run.Start())
+
+			program <- run
+
+			if run.Wait() == nil {
+				assert.Greater(t, cut, 3, "several messages were cut")
+
+				return
+			}
+
+			args["port"] = s.Port
+			rest := dnstest.OK(t, module, args)
+			assert.Less(t, len(rest.Plan), len(list), "what was done is not done again")
+			dnstest.OK(t, module, dnstest.With(args, dict{"state": "absent", "force": true}))
+		}
+	})
+}
+
+// TestASecondaryThatLags reads the zone where a change, also one of the SOA alone, is seen later.
+func TestASecondaryThatLags(t *testing.T) {
+	primary := dnstest.Start(t, "named", dnstest.Zone{Name: zone})
+	secondary := dnstest.Start(t, "named", dnstest.Zone{Name: zone, PrimaryPort: primary.Port, PrimaryKey: "update"})
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	go func() {
+		for ctx.Err() == nil {
+			time.Sleep(700 * time.Millisecond)
+
+			_ = exec.CommandContext(ctx, dnstest.Find("rndc"), "-c", secondary.Control, "refresh", zone).Run()
+		}
+	}()
+
+	args := task(primary, dict{"force": true, "transfer_server": "127.0.0.1", "transfer_port": secondary.Port, "soa": dict{"minimum": 78}})
+	dnstest.OK(t, module, args)
+	assert.Contains(t, secondary.Lookup(zone, "SOA"), " 78")
+
+	dnstest.OK(t, module, dnstest.With(args, dict{"records": []any{record("late", "A", "192.0.2.1")}}))
+	assert.Equal(t, "192.0.2.1", secondary.Lookup("late.example.com", "A"))
 }
 
 // TestAcceptedAndNotDone has a server that says yes and does nothing.

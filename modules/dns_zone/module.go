@@ -366,8 +366,8 @@ func open(_ context.Context, task *ansible.Task, args Args) (ansible.Host[State]
 	}
 
 	if args.local() {
-		h.backend = newBackend(args, keyName(key), keyName(transferKey))
 		h.store = record.Open(recordRoot, "dns_zone")
+		h.backend = newBackend(args, h.store, keyName(key), keyName(transferKey))
 	}
 
 	return h, nil

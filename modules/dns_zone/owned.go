@@ -87,8 +87,6 @@ func (p *planner) wantedSets() (sets, error) {
 	var (
 		ours    []records.Set
 		foreign []string
-		types   = map[string][]string{}
-		names   []string
 	)
 
 	for _, set := range p.args.wanted {
@@ -105,12 +103,6 @@ func (p *planner) wantedSets() (sets, error) {
 		}
 
 		ours = append(ours, set)
-
-		if types[set.Name] == nil {
-			names = append(names, set.Name)
-		}
-
-		types[set.Name] = append(types[set.Name], set.Type)
 	}
 
 	if foreign != nil {
@@ -118,16 +110,52 @@ func (p *planner) wantedSets() (sets, error) {
 			"made by somebody else, and other than wanted: %s", strings.Join(foreign, ", "))
 	}
 
-	for _, name := range names {
-		marker := markerName(&p.args, name)
-		if len(marker) > 254 {
-			return sets{}, ansible.Fail(CodeRules, "", "%s: name-length: the marker %q would be too long", records.Display(name), marker)
+	markers, err := p.markers(slices.Concat(ours, p.kept()))
+
+	return makeIndex(append(ours, markers...)), err
+}
+
+// kept are the sets of ours that stay without being listed: they are ignored, or only some of their values are to go.
+func (p *planner) kept() []records.Set {
+	var kept []records.Set
+
+	listed := makeIndex(p.args.wanted)
+
+	for _, set := range p.current.Sets {
+		if !p.owned(set.ID()) || listed.find(set.ID()) != nil {
+			continue
 		}
 
-		ours = append(ours, records.Set{
-			Name: marker, Type: "TXT", TTL: uint32(p.args.TTL), Values: []string{fmt.Sprintf("%q", markerValue+strings.Join(types[name], ","))},
+		if left, gone := p.fate(set); !gone || left != nil {
+			kept = append(kept, set)
+		}
+	}
+
+	return kept
+}
+
+// markers are those of the sets that are ours from now on.
+func (p *planner) markers(ours []records.Set) ([]records.Set, error) {
+	var markers []records.Set
+
+	records.SortSets(ours)
+
+	for begin := 0; begin < len(ours); {
+		name, types := ours[begin].Name, []string{}
+
+		for ; begin < len(ours) && ours[begin].Name == name; begin++ {
+			types = append(types, ours[begin].Type)
+		}
+
+		marker := markerName(&p.args, name)
+		if len(marker) > 254 {
+			return nil, ansible.Fail(CodeRules, "", "%s: name-length: the marker %q would be too long", records.Display(name), marker)
+		}
+
+		markers = append(markers, records.Set{
+			Name: marker, Type: "TXT", TTL: uint32(p.args.TTL), Values: []string{fmt.Sprintf("%q", markerValue+strings.Join(types, ","))},
 		})
 	}
 
-	return makeIndex(ours), nil
+	return markers, nil
 }

@@ -3,6 +3,7 @@
 package dnszone
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -22,13 +23,16 @@ type Change struct {
 	Alone bool `json:"alone,omitempty"`
 }
 
-func (c Change) id() records.ID {
+// set is the new one, or the one that goes.
+func (c Change) set() *records.Set {
 	if c.New != nil {
-		return c.New.ID()
+		return c.New
 	}
 
-	return c.Old.ID()
+	return c.Old
 }
+
+func (c Change) id() records.ID { return c.set().ID() }
 
 // Update is what one message does: all of it or nothing.
 type Update struct {
@@ -72,7 +76,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	p := &planner{args: args, current: current, index: makeIndex(current.Sets), out: &out}
 
 	switch {
-	case args.removes() && current.Known != nil && *current.Known:
+	case args.removes() && current.Known != nil:
 		p.remove()
 
 		return out, nil
@@ -97,10 +101,10 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	if args.Mode == "file" {
 		p.addFileSteps(changes, soa)
 	} else {
-		p.addSteps(changes, soa)
+		err = p.addSteps(changes, soa)
 	}
 
-	return out, nil
+	return out, err
 }
 
 // over gives the SOA as it is wanted; a new serial if anything differs.
@@ -369,7 +373,9 @@ func after(current []records.Set, changes []Change) []records.Set {
 }
 
 // addSteps makes one step of each change. The first of each message does it all; the others say what is in it.
-func (p *planner) addSteps(changes []Change, soa records.SOA) {
+func (p *planner) addSteps(changes []Change, soa records.SOA) error {
+	var errs []error
+
 	if soa != *p.current.SOA {
 		update := Update{Zone: p.args.zone, SOA: &soa}
 		if !p.current.Signed { // otherwise what is signed has another serial than what is updated
@@ -381,15 +387,20 @@ func (p *planner) addSteps(changes []Change, soa records.SOA) {
 	}
 
 	for _, message := range messages(p.args.zone, changes) {
+		update := Update{Zone: p.args.zone, Changes: message}
+		errs = append(errs, checkSize(update))
+
 		for i, change := range message {
 			var do any = Part{}
 			if i == 0 {
-				do = Update{Zone: p.args.zone, Changes: message}
+				do = update
 			}
 
 			p.addStep(change, do)
 		}
 	}
+
+	return errors.Join(errs...)
 }
 
 func (p *planner) addStep(change Change, do any) {

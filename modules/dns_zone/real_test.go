@@ -318,6 +318,15 @@ func TestSomebodyElseEditsMeanwhile(t *testing.T) {
 		assert.Contains(t, failed.Msg, "cname-alone")
 		assert.Equal(t, `"theirs"`, s.Lookup("new.example.com", "TXT"))
 
+		// An address of another kind, beside those that a CNAME is to take the place of: nothing is deleted.
+		s.Update(zone, "add swap.example.com. 3600 A 192.0.2.1")
+
+		edits = []string{"add swap.example.com. 3600 AAAA 2001:db8::1"}
+		failed = dnstest.Run(t, module, dnstest.With(args, dict{"records": []any{record("swap", "CNAME", "www"), dict{"name": "swap", "type": "A", "state": "absent"}}}))
+		assert.Equal(t, string(dnszone.CodeRules), failed.Failure.Code, "%s", failed.Msg)
+		assert.False(t, failed.Changed)
+		assert.Equal(t, "192.0.2.1", s.Lookup("swap.example.com", "A"))
+
 		// A set that vanishes before it is deleted is gone, and that is what was wanted.
 		edits = []string{"delete gone.example.com. A"}
 		dnstest.OK(t, module, dnstest.With(args, dict{"records": []any{dict{"name": "gone", "type": "A", "state": "absent"}}}))
@@ -367,6 +376,18 @@ func TestManyRecords(t *testing.T) {
 		dnstest.Unchanged(t, module, task(s, dict{"records": list}))
 
 		dnstest.Converges(t, module, task(s, dict{"records": list[1:], "state": "absent", "force": true}))
+	})
+}
+
+// TestManyDelegations are to a name server that is made with them, and to one that is there.
+func TestManyDelegations(t *testing.T) {
+	onEach(t, func(t *testing.T, s *dnstest.Server) {
+		list := []any{record("ns2", "A", "192.0.2.54")}
+		for i := range 2500 {
+			list = append(list, record(fmt.Sprintf("sub-%d", i), "NS", "ns2", "ns1"))
+		}
+
+		dnstest.Converges(t, module, task(s, dict{"records": list}))
 	})
 }
 

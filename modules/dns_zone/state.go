@@ -21,11 +21,25 @@ type State struct {
 	Signed bool          `json:"signed,omitempty"`
 	Sets   []records.Set `json:"sets"` // in order
 
-	// Known: the server has the zone; asked only where its own tools are used. Made: this module made it.
+	// Known: the server has the zone; asked only where its own tools are used, as is all that follows.
 	Known *bool `json:"known,omitempty"`
-	Made  bool  `json:"made,omitempty"`
+	// Made is what this module noted before it made the zone, perhaps without coming to the end. ServerFile is the file that the
+	// server has of the zone: where it is another, the zone is somebody else's all the same.
+	Made       *Made  `json:"made,omitempty"`
+	ServerFile string `json:"server_file,omitempty"`
+	// Served is the version that the server answers with, in mode file; nil where it has the zone and does not serve it.
+	Served *uint32 `json:"served,omitempty"`
 	// File is what lies where the file of a zone is to be that the server does not have.
 	File *File `json:"file,omitempty"`
+	// Digest is that of the file's octets, "" when there is none: it must still be so when the file is replaced.
+	Digest string `json:"digest,omitempty"`
+	// NewSerial is what a zone that is made begins with.
+	NewSerial uint32 `json:"new_serial,omitempty"`
+}
+
+// Made is the record of a zone that this module made.
+type Made struct {
+	File string `json:"file"`
 }
 
 type host struct {
@@ -33,6 +47,7 @@ type host struct {
 	server   dnswire.Server // takes updates
 	transfer dnswire.Server // gives the zone
 	sent     []Change       // what was changed by this task
+	sentSOA  *records.SOA   // and the zone's SOA, if that was
 
 	backend backend // nil where only DNS is spoken
 	store   record.Store
@@ -67,6 +82,10 @@ func (h *host) readOnce(ctx context.Context) (State, error) {
 
 // shows tells whether the zone has what was sent.
 func (h *host) shows(state State) bool {
+	if h.sentSOA != nil && !h.sentSOA.SameButSerial(state.SOA) {
+		return false
+	}
+
 	if len(h.sent) == 0 {
 		return true
 	}

@@ -49,6 +49,8 @@ options:
       - With C(file), for servers without these, the zone's file is written anew on the server itself. The server's own check has to
         pass it, it takes the place of the old one in one step with a serial that is one more, and the task waits until the
         server serves it. Comments are lost, and a zone that the server changes by itself is refused.
+      - A file that somebody else writes to meanwhile is not overwritten, but read again. One that has another serial than what is
+        served, because a run was cut or somebody edited it by hand, is loaded.
     type: str
     choices: [update, file]
     default: update
@@ -221,6 +223,11 @@ options:
   create:
     description:
       - Make the zone if the server does not have it, with the listed records and what I(soa) says. The task has to run on the server.
+      - A zone that the server does not take leaves nothing behind. The serial begins with the date (year, month, day, and the
+        quarter of an hour in it as two digits), or goes on from that of the file where there is one, so that secondaries that knew
+        an earlier zone of the name take the new one.
+      - With I(state=absent) the zone is removed if this module made it and the server has it in the same file; of one that was made or
+        removed by halves, what is left.
       - BIND is told with C(rndc addzone), for which it needs C(allow-new-zones yes); Knot by its configuration database, which
         it has to be started with (C(-C)), or the zone is gone after a restart.
     type: bool
@@ -242,7 +249,8 @@ options:
   config:
     description:
       - The configuration of a zone that is made - for BIND the statements that C(addzone) takes after type and file, for Knot
-        one item and its value a line.
+        one item and its value a line. Comments in BIND's are left out.
+      - It is no place for secrets, since it is on the command line of C(rndc) or C(knotc) for a moment.
       - Left out, BIND lets the keys of I(tsig) and I(transfer_tsig) update and transfer the zone.
     type: str
   include:
@@ -267,7 +275,7 @@ options:
     default: 60s
 notes:
   - Every refused record is reported at once, each with the id of the rule that it breaks - C(apex-ns), C(bailiwick), C(caa-flags), C(caa-tag),
-    C(cname-alone), C(cname-apex), C(cname-single), C(dnssec-type), C(ds-apex), C(duplicate), C(idn), C(mx-null), C(name-form),
+    C(cname-alone), C(cname-apex), C(cname-single), C(dnssec-type), C(ds-apex), C(duplicate), C(idn), C(message-size), C(mx-null), C(name-form),
     C(name-length), C(ns-glue), C(one-ttl), C(rdata), C(rdata-length), C(reverse-prefix), C(soa-input), C(soa-mail), C(srv-name),
     C(target-not-cname), C(trailing-dot), C(ttl-range), C(txt-quotes), C(txt-string), C(type-unknown), C(wildcard-leftmost).
   - Texts are compared as a whole, however they are divided, unless the division was given.

@@ -49,6 +49,11 @@ type Zone struct {
 	Text   string // its file; "" for MinimalZone
 	Signed bool   // the server signs it (named only)
 	Static bool   // it takes no updates
+	Broken bool   // it cannot be loaded
+
+	Template    bool   // what may be done with it stands in a template (knotd only)
+	PrimaryPort int    // it comes from the server at this port; 0: from its file
+	PrimaryKey  string // which key it is transferred with, none if it is Static there (named only)
 }
 
 // MinimalZone is the least that a zone has.
@@ -103,27 +108,65 @@ func Start(t testing.TB, kind string, zones ...Zone) *Server {
 			zone.Text = MinimalZone(zone.Name)
 		}
 
-		require.NoError(t, os.WriteFile(s.ZoneFile(zone.Name), []byte(zone.Text), 0o644))
+		if zone.PrimaryPort == 0 {
+			require.NoError(t, os.WriteFile(s.ZoneFile(zone.Name), []byte(zone.Text), 0o644))
+		}
 	}
-
-	config := filepath.Join(s.Dir, kind+".conf")
-
-	var argv []string
 
 	if kind == "named" {
-		require.NoError(t, os.WriteFile(config, []byte(s.namedConfig(zones)), 0o600))
-		argv = []string{"-f", "-c", config}
+		s.launch(s.namedConfig(zones), "-f")
 	} else {
-		require.NoError(t, os.WriteFile(config, []byte(s.knotConfig(zones)), 0o600))
-
 		s.Control = filepath.Join(s.Dir, "knot.sock")
-		argv = []string{"-c", config}
+		s.launch(s.knotConfig(zones))
 	}
+
+	s.waitReady(zones)
+
+	return s
+}
+
+// StartResolver starts a named that gets a zone's records from one server, and believes them only when they are signed with the
+// keys that another one has for it.
+func StartResolver(t testing.TB, from, keys *Server, zone string) *Server {
+	t.Helper()
+	Need(t, "named", "rndc")
+
+	var anchors strings.Builder
+
+	require.Eventually(t, func() bool {
+		answer, err := keys.Ask(zone, dns.TypeDNSKEY)
+		if err != nil {
+			return false
+		}
+
+		for _, rr := range answer.Answer {
+			if key, ok := rr.(*dns.DNSKEY); ok {
+				fmt.Fprintf(&anchors, "%s static-key %d %d %d \"%s\"; ", zone, key.Flags, key.Protocol, key.Algorithm, key.PublicKey)
+			}
+		}
+
+		return anchors.Len() > 0
+	}, 20*time.Second, 100*time.Millisecond, "the zone is signed")
+
+	s := &Server{Kind: "named", Port: freePort(t), Dir: t.TempDir(), t: t}
+	s.Log = filepath.Join(s.Dir, "log")
+	options := fmt.Sprintf("recursion yes; dnssec-validation yes; forward only; forwarders port %d { 127.0.0.1; };", from.Port)
+	s.launch(s.namedOptions(options)+fmt.Sprintf("trust-anchors { %s };\n", &anchors), "-f")
+	s.waitReady(nil)
+
+	return s
+}
+
+// launch starts the server with a configuration, and ends it with the test.
+func (s *Server) launch(text string, more ...string) {
+	t := s.t
+	config := filepath.Join(s.Dir, s.Kind+".conf")
+	require.NoError(t, os.WriteFile(config, []byte(text), 0o600))
 
 	log, err := os.Create(s.Log)
 	require.NoError(t, err)
 
-	daemon := exec.Command(Find(kind), argv...)
+	daemon := exec.Command(Find(s.Kind), append(more, "-c", config)...)
 	daemon.Stdout, daemon.Stderr = log, log
 	require.NoError(t, daemon.Start())
 	t.Cleanup(func() {
@@ -131,10 +174,6 @@ func Start(t testing.TB, kind string, zones ...Zone) *Server {
 		_ = daemon.Wait()
 		_ = log.Close()
 	})
-
-	s.waitReady(zones)
-
-	return s
 }
 
 func freePort(t testing.TB) int {
@@ -166,19 +205,23 @@ func (s *Server) ZoneFile(zone string) string { return filepath.Join(s.Dir, zone
 // Include is a file that named includes.
 func (s *Server) Include() string { return filepath.Join(s.Dir, "zones.conf") }
 
-func (s *Server) namedConfig(zones []Zone) string {
-	var out strings.Builder
-
+// namedOptions is what every named here has: folders of its own, and a control channel.
+func (s *Server) namedOptions(more string) string {
 	control := freePort(s.t)
 	s.Control = filepath.Join(s.Dir, "rndc.conf")
 	key := fmt.Sprintf("key \"control\" { algorithm hmac-sha256; secret \"%s\"; };\n", Secret("control"))
 	require.NoError(s.t, os.WriteFile(s.Control, []byte(key+fmt.Sprintf(
 		"options { default-key \"control\"; default-server 127.0.0.1; default-port %d; };\n", control)), 0o600))
 
-	fmt.Fprintf(&out, "options { directory \"%s\"; listen-on port %d { 127.0.0.1; }; listen-on-v6 { none; }; pid-file none;\n"+
-		"session-keyfile \"%s/session.key\"; managed-keys-directory \"%s\"; recursion no; dnssec-validation no; allow-new-zones yes;\n"+
-		"key-directory \"%s\"; };\n%s"+
-		"controls { inet 127.0.0.1 port %d allow { 127.0.0.1; } keys { \"control\"; }; };\n", s.Dir, s.Port, s.Dir, s.Dir, s.Dir, key, control)
+	return fmt.Sprintf("options { directory \"%[1]s\"; listen-on port %[2]d { 127.0.0.1; }; listen-on-v6 { none; }; pid-file none;\n"+
+		"session-keyfile \"%[1]s/session.key\"; managed-keys-directory \"%[1]s\"; key-directory \"%[1]s\"; %[3]s };\n%[4]s"+
+		"controls { inet 127.0.0.1 port %[5]d allow { 127.0.0.1; } keys { \"control\"; }; };\n", s.Dir, s.Port, more, key, control)
+}
+
+func (s *Server) namedConfig(zones []Zone) string {
+	var out strings.Builder
+
+	out.WriteString(s.namedOptions("recursion no; dnssec-validation no; allow-new-zones yes;"))
 
 	for name, algorithm := range Keys {
 		fmt.Fprintf(&out, "key \"%s\" { algorithm %s; secret \"%s\"; };\n", name, algorithm, Secret(name))
@@ -188,6 +231,17 @@ func (s *Server) namedConfig(zones []Zone) string {
 	fmt.Fprintf(&out, "include \"%s\";\n", s.Include())
 
 	for _, zone := range zones {
+		if zone.PrimaryPort != 0 {
+			key := ""
+			if zone.PrimaryKey != "" {
+				key = " key " + zone.PrimaryKey
+			}
+
+			fmt.Fprintf(&out, "zone \"%s\" { type secondary; file \"%s\"; primaries port %d { 127.0.0.1%s; }; };\n", zone.Name, s.ZoneFile(zone.Name), zone.PrimaryPort, key)
+
+			continue
+		}
+
 		fmt.Fprintf(&out, "zone \"%s\" { type primary; file \"%s\"; ", zone.Name, s.ZoneFile(zone.Name))
 
 		if zone.Static {
@@ -218,15 +272,30 @@ func (s *Server) knotConfig(zones []Zone) string {
 	}
 
 	out.WriteString("acl:\n  - id: all\n    key: [update, small, large, huge, old]\n    action: [transfer, update]\n" +
-		"  - id: read\n    key: transfer\n    action: transfer\n  - id: open\n    action: transfer\nzone:\n")
+		"  - id: read\n    key: transfer\n    action: transfer\n  - id: open\n    action: transfer\n" +
+		"template:\n  - id: default\n  - id: all\n    acl: all\n")
 
-	for _, zone := range zones {
-		acl := "[all, read]"
-		if zone.Static {
-			acl = "open"
+	for i, zone := range zones {
+		if zone.PrimaryPort != 0 {
+			fmt.Fprintf(&out, "remote:\n  - id: primary%d\n    address: 127.0.0.1@%d\n", i, zone.PrimaryPort)
+		}
+	}
+
+	out.WriteString("zone:\n")
+
+	for i, zone := range zones {
+		rights := "acl: [all, read]"
+
+		switch {
+		case zone.Static:
+			rights = "acl: open"
+		case zone.Template:
+			rights = "template: all"
+		case zone.PrimaryPort != 0:
+			rights = fmt.Sprintf("master: primary%d", i)
 		}
 
-		fmt.Fprintf(&out, "  - domain: %s\n    file: %s\n    acl: %s\n", zone.Name, s.ZoneFile(zone.Name), acl)
+		fmt.Fprintf(&out, "  - domain: %s\n    file: %s\n    %s\n", zone.Name, s.ZoneFile(zone.Name), rights)
 	}
 
 	return out.String()
@@ -239,7 +308,7 @@ func (s *Server) waitReady(zones []Zone) {
 
 		for _, zone := range zones {
 			answer, err := s.Ask(zone.Name, dns.TypeSOA)
-			ready = ready && err == nil && len(answer.Answer) > 0
+			ready = ready && err == nil && (zone.Broken || len(answer.Answer) > 0)
 		}
 
 		// A server without zones listens at least.
@@ -300,6 +369,27 @@ func (s *Server) Update(zone string, lines ...string) {
 
 	output, err := command.CombinedOutput()
 	require.NoError(s.t, err, "nsupdate: %s", output)
+}
+
+// AddZone adds a zone in a file to those that the server has, as somebody else would.
+func (s *Server) AddZone(zone, file string) {
+	s.t.Helper()
+
+	if s.Kind == "named" {
+		s.Run("rndc", "-c", s.Control, "addzone", zone, fmt.Sprintf("{ type primary; file %q; };", file))
+
+		return
+	}
+
+	for _, words := range [][]string{{"conf-begin"}, {"conf-set", "zone[" + zone + "]"}, {"conf-set", "zone[" + zone + "].file", file}, {"conf-commit"}} {
+		s.Run("knotc", append([]string{"-s", s.Control}, words...)...)
+	}
+
+	require.Eventually(s.t, func() bool {
+		answer, err := s.Ask(zone, dns.TypeSOA)
+
+		return err == nil && len(answer.Answer) > 0
+	}, 10*time.Second, 20*time.Millisecond)
 }
 
 // Run runs a tool that has to succeed.

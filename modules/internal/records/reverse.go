@@ -102,6 +102,17 @@ func (s SOA) RR(zone string) *dns.SOA {
 	}
 }
 
+// SameButSerial tells whether two zones say the same about themselves. The serial is the server's: one that signs has its own.
+func (s SOA) SameButSerial(other *SOA) bool {
+	if other == nil {
+		return false
+	}
+
+	s.Serial = other.Serial
+
+	return s == *other
+}
+
 // SerialAfter tells whether a serial is newer than another (RFC 1982, 3.2). Serials that are half the circle apart are not
 // comparable; neither is newer then.
 func SerialAfter(a, b uint32) bool { return int32(a-b) > 0 }
