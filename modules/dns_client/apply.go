@@ -113,10 +113,15 @@ func (h *host) undo(ctx context.Context, do Put) error {
 // back gives the host the file that it had before.
 func (h *host) back(ctx context.Context, do Back) error {
 	err := h.write(do.Change)
-	if err == nil {
-		err = restart(ctx, do.Manager)
+	if err != nil {
+		return err
 	}
 
+	if do.MadeFolder {
+		_ = os.Remove(h.root + filepath.Dir(do.Path)) // left by a run that was cut before the file; refused when others are in it
+	}
+
+	err = restart(ctx, do.Manager)
 	if err != nil {
 		return err
 	}
