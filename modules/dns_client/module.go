@@ -28,7 +28,7 @@ type Args struct {
 	RoutingDomains []string         `ansible:"routing_domains"`
 	SearchDomains  []string         `ansible:"search_domains"`
 	Fallback       []string         `ansible:"fallback"`
-	Manager        string           `ansible:"manager" choices:"auto,resolved,resolvconf" default:"auto"`
+	Manager        string           `ansible:"manager" choices:"auto,resolved,networkmanager,resolvconf" default:"auto"`
 	Verify         bool             `ansible:"verify" default:"true"`
 	Settle         ansible.Duration `ansible:"settle" default:"10s"`
 	Timeout        ansible.Duration `ansible:"timeout" default:"60s"`
@@ -57,6 +57,8 @@ const (
 	CodeWildcard    ansible.Code = "wildcard_search"
 	CodeChanged     ansible.Code = "files_changed"
 	CodeService     ansible.Code = "service"
+	// CodeNotResolving tells that a setting was taken back.
+	CodeNotResolving ansible.Code = "not_resolving"
 )
 
 // Module is dns_client.
@@ -64,10 +66,11 @@ var Module = ansible.Module[Args, State, Values]{
 	Name: "dns_client",
 	Lock: "dns_client",
 	Codes: dnswire.WithCodes(map[ansible.Code]string{
-		CodeUnsupported: "nobody, or somebody whom this module does not know, manages the host's resolver, or cannot do what is asked for",
-		CodeWildcard:    "a search domain has a wildcard, so that every name would be found in it",
-		CodeChanged:     "the file was changed by somebody else since this module wrote it",
-		CodeService:     "systemd-resolved cannot be restarted",
+		CodeUnsupported:  "nobody, or somebody whom this module does not know, manages the host's resolver, or cannot do what is asked for",
+		CodeWildcard:     "a search domain has a wildcard, so that every name would be found in it",
+		CodeChanged:      "the file was changed by somebody else since this module wrote it",
+		CodeService:      "systemd-resolved cannot be restarted, or NetworkManager not reloaded",
+		CodeNotResolving: "with the new setting the host did not resolve the domains, so it has the former one again",
 	}),
 	Normalize: normalize,
 	Open:      open,

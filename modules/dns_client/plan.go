@@ -3,23 +3,29 @@
 package dnsclient
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/ownfile"
 	"github.com/thinkube/infra/modules/internal/plan"
 	"github.com/thinkube/infra/modules/internal/records"
 )
 
-// Put writes the file, or removes it when there is no content, and has the resolver read it.
+// Put writes the file and has the resolver read it.
 type Put struct {
-	Manager string  `json:"manager"`
-	Path    string  `json:"path"`
-	Before  *string `json:"before,omitempty"`
-	Content *string `json:"content,omitempty"`
-	Forget  bool    `json:"forget,omitempty"` // what was there before is there again
-	Folder  bool    `json:"folder,omitempty"` // and the folder is to go with it
+	Manager string `json:"manager"`
+	ownfile.Change
+	Unanswered []string `json:"unanswered,omitempty"` // why the wanted servers are of no use
+	First      bool     `json:"first,omitempty"`      // nothing is recorded yet
+}
+
+// Back gives the host the file that it had before, or none.
+type Back struct {
+	Manager string `json:"manager"`
+	ownfile.Change
 }
 
 // Restart has the resolver read its files again.
@@ -45,25 +51,50 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	wanted := render(args, current)
-	if current.Content == nil || *current.Content != wanted {
-		do := Put{Manager: current.Manager, Path: current.Path, Before: current.Content, Content: &wanted}
-		verb := plan.Change
 
-		if current.Content == nil {
-			verb = plan.Create
-		}
-
-		step := out.Add(verb, "resolver "+current.Manager, do, "(%s: %s)", current.Path, describe(args))
-		step.Before, step.After = current.Content, wanted
-		out.After.Content = &wanted
-		out.After.Origin.Recorded = true
-	} else if len(current.NotResolving) > 0 {
+	switch {
+	case current.File == nil || *current.File != *wanted:
+		planPut(args, current, wanted, &out)
+	case len(current.NotResolving) > 0:
 		out.Add(plan.Change, "resolver "+current.Manager, Restart{current.Manager}, "(it does not resolve %s)", strings.Join(current.NotResolving, "; "))
 	}
 
-	out.After.NotResolving = nil
+	out.After.NotResolving, out.After.Unanswered = nil, nil
 
 	return out, nil
+}
+
+func planPut(args Args, current State, wanted *ownfile.File, out *plan.Plan[State]) {
+	for _, each := range current.Unanswered {
+		out.Add(plan.Report, "resolver", nil, "the host will not be made to ask servers that do not answer: %s", each)
+	}
+
+	do := Put{
+		Manager: current.Manager, Unanswered: current.Unanswered, First: !current.Origin.Recorded,
+		Change: ownfile.Change{Path: current.Path, Before: current.File, After: wanted},
+	}
+	verb := plan.Change
+
+	if current.File == nil {
+		verb = plan.Create
+	}
+
+	step := out.Add(verb, "resolver "+current.Manager, do, "(%s: %s)", current.Path, describe(args))
+	step.Before, step.After = show(current.File), show(wanted)
+	out.After.File = wanted
+	out.After.Origin.Recorded = true
+}
+
+// show is what users see of a file.
+func show(file *ownfile.File) any {
+	switch {
+	case file == nil:
+		return nil
+	case file.Link != "":
+		return "link to " + file.Link + "\n"
+	}
+
+	return file.Content
 }
 
 func display(domains []string) []string {
@@ -89,26 +120,47 @@ func describe(args Args) string {
 	return strings.Join(parts, "; ")
 }
 
-const note = "# Written by thinkube.infra.dns_client.\n"
+// note is the first line of a file of this module. It has the sum of those below it, so that it can be told from one in which
+// somebody has changed a line.
+const note = "# Written by thinkube.infra.dns_client; sum of what follows: %x\n"
 
-func render(args Args, current State) string {
-	if current.Manager == Resolved {
-		return renderDropIn(args)
+func sign(body string) string {
+	sum := sha256.Sum256([]byte(body))
+
+	return fmt.Sprintf(note, sum[:8]) + body
+}
+
+// isOurs tells whether a file is as this module has written it.
+func isOurs(file *ownfile.File) bool {
+	_, body, _ := strings.Cut(file.Content, "\n")
+
+	return file.Link == "" && file.Content == sign(body)
+}
+
+// render makes the file. Its owner stays: root, where there was none.
+func render(args Args, current State) *ownfile.File {
+	file := &ownfile.File{Path: current.Path, Mode: 0o644}
+	if current.File != nil {
+		file.UID, file.GID = current.File.UID, current.File.GID
 	}
 
-	before := current.Content
-	if current.Origin.Original != nil {
-		before = current.Origin.Original.Content
+	switch current.Manager {
+	case Resolved:
+		file.Content = sign(renderDropIn(args))
+	case NetworkManager:
+		file.Content = sign(renderGlobalDNS(args))
+	default:
+		file.Content = sign(renderResolvConf(args, current.Options))
 	}
 
-	return renderResolvConf(args, before)
+	return file
 }
 
 // renderDropIn tells resolved which domains are for routing (~) and which for searching (resolved.conf(5)).
 func renderDropIn(args Args) string {
 	var out strings.Builder
 
-	out.WriteString(note + "[Resolve]\n")
+	out.WriteString("[Resolve]\n")
 	fmt.Fprintf(&out, "DNS=%s\n", strings.Join(args.Servers, " "))
 
 	if len(args.Fallback) > 0 {
@@ -145,32 +197,51 @@ func trim(domain string) string {
 // mostServers is how many the C library asks (resolv.conf(5)).
 const mostServers = 3
 
-// renderResolvConf has no routing: the servers are asked for all names. What else the file said about how to ask stays.
-func renderResolvConf(args Args, before *string) string {
+// firstServers are those that the C library asks. They are asked for all names.
+func firstServers(args Args) []string {
+	servers := append(slices.Clone(args.Servers), args.Fallback...)
+
+	return servers[:min(mostServers, len(servers))]
+}
+
+func trimAll(domains []string) []string {
+	out := make([]string, len(domains))
+	for i, domain := range domains {
+		out[i] = trim(domain)
+	}
+
+	return out
+}
+
+// renderGlobalDNS has NetworkManager use the servers in place of those of its connections (NetworkManager.conf(5)).
+func renderGlobalDNS(args Args) string {
 	var out strings.Builder
 
-	out.WriteString(note)
+	out.WriteString("[global-dns]\n")
 
-	servers := append(slices.Clone(args.Servers), args.Fallback...)
-	for _, server := range servers[:min(mostServers, len(servers))] {
+	if len(args.SearchDomains) > 0 {
+		fmt.Fprintf(&out, "searches=%s\n", strings.Join(trimAll(args.SearchDomains), ","))
+	}
+
+	fmt.Fprintf(&out, "[global-dns-domain-*]\nservers=%s\n", strings.Join(firstServers(args), ","))
+
+	return out.String()
+}
+
+// renderResolvConf keeps what the file said about how to ask.
+func renderResolvConf(args Args, options []string) string {
+	var out strings.Builder
+
+	for _, server := range firstServers(args) {
 		fmt.Fprintf(&out, "nameserver %s\n", server)
 	}
 
 	if len(args.SearchDomains) > 0 {
-		search := make([]string, len(args.SearchDomains))
-		for i, domain := range args.SearchDomains {
-			search[i] = trim(domain)
-		}
-
-		fmt.Fprintf(&out, "search %s\n", strings.Join(search, " "))
+		fmt.Fprintf(&out, "search %s\n", strings.Join(trimAll(args.SearchDomains), " "))
 	}
 
-	if before != nil {
-		for line := range strings.Lines(*before) {
-			if words := strings.Fields(line); len(words) > 0 && (words[0] == "options" || words[0] == "sortlist") {
-				out.WriteString(strings.Join(words, " ") + "\n")
-			}
-		}
+	for _, line := range options {
+		out.WriteString(line + "\n")
 	}
 
 	return out.String()
@@ -183,30 +254,25 @@ func planAbsent(current State, out *plan.Plan[State]) error {
 		return nil
 	}
 
-	before := *origin.Original
-	ours := current.Content == nil && before.Content == nil || current.Content != nil && strings.HasPrefix(*current.Content, note)
-	again := current.Content != nil && before.Content != nil && *current.Content == *before.Content
+	before := origin.Original.Before
+	again := current.File == nil && before == nil || current.File != nil && before != nil && *current.File == *before
 
-	if !ours && !again {
+	if !again && (current.File == nil || !isOurs(current.File)) {
 		return ansible.Fail(CodeChanged, "put it right by hand, and remove the record in /var/lib/thinkube/dns_client",
-			"%q was changed by somebody else since this module wrote it", before.Path)
+			"%q was changed by somebody else since this module wrote it", origin.Original.Path)
 	}
 
-	do := Put{Manager: current.Manager, Path: before.Path, Before: current.Content, Content: before.Content, Forget: true, Folder: before.Folder}
+	do := Back{Manager: current.Manager, Change: *origin.Original}
+	do.Before, do.After = current.File, before
 	verb, what := plan.Change, "as it was before"
 
-	if before.Content == nil {
+	if before == nil {
 		verb, what = plan.Delete, "there was none before"
 	}
 
-	step := out.Add(verb, "resolver "+current.Manager, do, "(%s: %s)", before.Path, what)
-	step.Before = current.Content
-
-	if before.Content != nil {
-		step.After = *before.Content
-	}
-
-	out.After.Content = before.Content
+	step := out.Add(verb, "resolver "+current.Manager, do, "(%s: %s)", do.Path, what)
+	step.Before, step.After = show(current.File), show(before)
+	out.After.File = before
 	out.After.Origin.Recorded, out.After.Origin.Original = false, nil
 
 	return nil

@@ -3,7 +3,7 @@
 package dnsclient
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,58 +12,64 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/dnswire"
+	"github.com/thinkube/infra/modules/internal/ownfile"
 	"github.com/thinkube/infra/modules/internal/record"
 	"github.com/thinkube/infra/modules/internal/records"
 )
 
 // Managers of the host's resolver.
 const (
-	Resolved   = "resolved"
-	ResolvConf = "resolvconf"
+	Resolved       = "resolved"
+	NetworkManager = "networkmanager"
+	ResolvConf     = "resolvconf"
 )
 
 // State is how the host resolves names.
 type State struct {
 	Manager string `json:"manager"`
 	Path    string `json:"path"` // of the file that is written
-	// Content is what stands in it; nil when it does not exist.
-	Content *string `json:"content"`
+	// File is what is there; nil when nothing is.
+	File *ownfile.File `json:"file,omitempty"`
+	// Options are the lines of /etc/resolv.conf that say how to ask; only read where it is written.
+	Options []string `json:"options,omitempty"`
 	// Origin is what was there before this module.
-	Origin record.Origin[Before] `json:"origin"`
+	Origin record.Origin[ownfile.Change] `json:"origin"`
 	// Overruled names settings in other files that contradict ours: "FILE: SETTING".
 	Overruled []string `json:"overruled,omitempty"`
 	// Wildcards are the wanted search domains in which every name exists.
 	Wildcards []string `json:"wildcards,omitempty"`
 	// NotResolving says for each wanted domain that the host does not resolve why.
 	NotResolving []string `json:"not_resolving,omitempty"`
-}
-
-// Before is what a file was before this module wrote it.
-type Before struct {
-	Path    string  `json:"path"`
-	Content *string `json:"content"` // nil: it did not exist
-	Folder  bool    `json:"folder"`  // neither did its folder
+	// Unanswered are those of them for which the wanted servers have no answer.
+	Unanswered []string `json:"unanswered,omitempty"`
 }
 
 type host struct {
 	args    Args
 	store   record.Store
-	port    int  // of DNS servers
-	changed bool // by this task
+	root    string // what the host's files are below; "" but in tests
+	port    int    // of DNS servers
+	changed bool   // by this task
 }
 
 const (
-	resolvConf     = "/etc/resolv.conf"
-	dropIns        = "systemd/resolved.conf.d"
-	resolvedRun    = "/run/systemd/resolve/"
-	networkManager = "/run/NetworkManager/"
+	resolvConf  = "/etc/resolv.conf"
+	resolvedRun = "/run/systemd/resolve/"
+	networkRun  = "/run/NetworkManager/"
 )
+
+// dropIns are the folder of a manager's drop-ins below /etc, /run and /usr/lib, and the file that they add to.
+var dropIns = map[string]struct{ folder, main string }{
+	Resolved:       {"systemd/resolved.conf.d", "systemd/resolved.conf"},
+	NetworkManager: {"NetworkManager/conf.d", "NetworkManager/NetworkManager.conf"},
+}
 
 // Read finds out who resolves names, what it was told, and whether the wanted domains are resolved. After a change it gives the
 // resolver some time.
@@ -78,18 +84,28 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
+	state.NotResolving, state.Unanswered = h.verify(ctx)
+	if len(state.NotResolving) > 0 && h.changed {
+		state.NotResolving, state.Unanswered = h.settle(ctx)
+	}
+
+	return state, ctx.Err()
+}
+
+// settle verifies until all is well, or the resolver has had its time.
+func (h *host) settle(ctx context.Context) (wrong, unanswered []string) {
 	until := time.Now().Add(h.args.Settle)
 
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		state.NotResolving = h.verify(ctx)
-		if len(state.NotResolving) == 0 || !h.changed || time.Now().After(until) || ctx.Err() != nil {
-			return state, ctx.Err()
+		wrong, unanswered = h.verify(ctx)
+		if len(wrong) == 0 || time.Now().After(until) {
+			return wrong, unanswered
 		}
 
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return state, ctx.Err()
+			return wrong, unanswered
 		}
 	}
 }
@@ -97,7 +113,7 @@ func (h *host) Read(ctx context.Context) (State, error) {
 func (h *host) readFiles() (State, error) {
 	var state State
 
-	origin, err := record.ReadOrigin[Before](h.store, h.args.Name)
+	origin, err := record.ReadOrigin[ownfile.Change](h.store, h.args.Name)
 	if err != nil {
 		return state, err
 	}
@@ -110,42 +126,63 @@ func (h *host) readFiles() (State, error) {
 	}
 
 	state.Path = resolvConf
-	if state.Manager == Resolved {
-		state.Path = filepath.Join("/etc", dropIns, h.args.Name+".conf")
+	if state.Manager != ResolvConf {
+		state.Path = filepath.Join("/etc", dropIns[state.Manager].folder, h.args.Name+".conf")
 	}
 
-	text, err := os.ReadFile(state.Path)
-
-	switch {
-	case err == nil:
-		content := string(text)
-		state.Content = &content
-	case !errors.Is(err, fs.ErrNotExist):
+	state.File, err = ownfile.Read(h.root, state.Path)
+	if err != nil {
 		return state, fmt.Errorf("reading what the resolver was told: %w", err)
 	}
 
-	if state.Manager == Resolved {
-		state.Overruled, err = h.findOverruling(state.Path)
+	if state.Manager == ResolvConf {
+		state.Options, err = h.readOptions()
+	} else {
+		state.Overruled, err = h.findOverruling(state)
 	}
 
 	return state, err
 }
 
+// readOptions reads what /etc/resolv.conf, or what it leads to, says about how to ask.
+func (h *host) readOptions() ([]string, error) {
+	text, err := os.ReadFile(h.root + resolvConf)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", resolvConf, err)
+	}
+
+	var lines []string
+
+	for line := range strings.Lines(string(text)) {
+		if words := strings.Fields(line); len(words) > 0 && (words[0] == "options" || words[0] == "sortlist") {
+			lines = append(lines, strings.Join(words, " "))
+		}
+	}
+
+	return lines, nil
+}
+
 // manager finds out who answers the host's programs: the one that /etc/resolv.conf belongs to.
-func (h *host) manager(origin record.Origin[Before]) (string, error) {
+func (h *host) manager(origin record.Origin[ownfile.Change]) (string, error) {
 	if origin.Recorded && origin.Original != nil {
-		if origin.Original.Path == resolvConf {
-			return ResolvConf, nil
+		for manager, its := range dropIns {
+			if strings.HasPrefix(origin.Original.Path, "/etc/"+its.folder) {
+				return manager, nil
+			}
 		}
 
-		return Resolved, nil
+		return ResolvConf, nil
 	}
 
 	if h.args.Manager != "auto" {
 		return h.args.Manager, nil
 	}
 
-	target, err := os.Readlink(resolvConf)
+	target, err := os.Readlink(h.root + resolvConf)
 	if err == nil && !filepath.IsAbs(target) {
 		target = filepath.Join("/etc", target)
 	}
@@ -153,11 +190,13 @@ func (h *host) manager(origin record.Origin[Before]) (string, error) {
 	switch {
 	case err == nil && strings.HasPrefix(target, resolvedRun):
 		return Resolved, nil
+	case err == nil && strings.HasPrefix(target, networkRun):
+		return NetworkManager, nil
 	case err == nil:
 		return "", unsupported("%s leads to %q", resolvConf, target)
 	}
 
-	text, err := os.ReadFile(resolvConf)
+	text, err := os.ReadFile(h.root + resolvConf)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", unsupported("there is no %s", resolvConf)
 	}
@@ -166,38 +205,38 @@ func (h *host) manager(origin record.Origin[Before]) (string, error) {
 		return "", fmt.Errorf("reading %s: %w", resolvConf, err)
 	}
 
-	if _, err := os.Stat(networkManager); err == nil && strings.Contains(string(text), "NetworkManager") {
-		return "", unsupported("NetworkManager writes %s", resolvConf)
+	// NetworkManager says so in what it writes; without it, this is a file that it has left.
+	if _, err := os.Stat(h.root + networkRun); err == nil && strings.Contains(string(text), "Generated by NetworkManager") {
+		return NetworkManager, nil
 	}
 
 	return ResolvConf, nil
 }
 
 func unsupported(format string, args ...any) error {
-	return ansible.Fail(CodeUnsupported, "this module works with systemd-resolved, and with a plain /etc/resolv.conf; the option manager names one of them", format, args...)
+	return ansible.Fail(CodeUnsupported, "this module works with systemd-resolved, NetworkManager and a plain /etc/resolv.conf; the option manager names one of them", format, args...)
 }
 
-// findOverruling looks through resolved's other files for settings that send the wanted domains elsewhere. A file under /etc
-// hides one of the same name under /run or /usr/lib (systemd-resolved(8)).
-func (h *host) findOverruling(own string) ([]string, error) {
+// findOverruling looks through the manager's other files for settings that send the wanted domains elsewhere. A file under /etc
+// hides one of the same name under /run or /usr/lib (systemd-resolved(8), NetworkManager.conf(5)).
+func (h *host) findOverruling(state State) ([]string, error) {
 	var found []string
 
-	seen := map[string]bool{filepath.Base(own): true}
+	its := dropIns[state.Manager]
+	seen := map[string]bool{filepath.Base(state.Path): true}
 
 	for _, folder := range []string{"/etc", "/run", "/usr/local/lib", "/usr/lib"} {
-		files, err := filepath.Glob(filepath.Join(folder, dropIns, "*.conf"))
+		files, err := filepath.Glob(filepath.Join(h.root+folder, its.folder, "*.conf"))
 		if err != nil {
 			return nil, err
 		}
 
-		files = append(files, filepath.Join(folder, "systemd/resolved.conf"))
-
-		for _, file := range files {
-			if seen[filepath.Base(file)] || file == own {
+		for _, file := range append(files, filepath.Join(h.root+folder, its.main)) {
+			if seen[filepath.Base(file)] {
 				continue
 			}
 
-			lines, err := h.contradicting(file)
+			lines, err := h.contradicting(state.Manager, file)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
@@ -217,36 +256,62 @@ func (h *host) findOverruling(own string) ([]string, error) {
 }
 
 // contradicting gives the settings of one file that bring in other servers, or take lookups away from ours.
-func (h *host) contradicting(path string) ([]string, error) {
-	file, err := os.Open(path)
+func (h *host) contradicting(manager, path string) ([]string, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
 
-	defer func() { _ = file.Close() }()
-
 	var found []string
 
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		key, value, ok := strings.Cut(strings.TrimSpace(lines.Text()), "=")
-		if !ok || strings.HasPrefix(key, "#") || strings.HasPrefix(key, ";") {
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
 			continue
 		}
 
-		switch strings.TrimSpace(key) {
-		case "DNS": // also an empty one, which drops those of files before it
-			found = append(found, fmt.Sprintf("%s: DNS=%s", path, strings.TrimSpace(value)))
-		case "Domains":
-			for _, domain := range strings.Fields(value) {
-				if h.contradicts(domain) {
-					found = append(found, fmt.Sprintf("%s: Domains=%s", path, domain))
-				}
+		said := h.againstNetworkManager(line)
+		if manager == Resolved {
+			said = h.againstResolved(line)
+		}
+
+		for _, each := range said {
+			found = append(found, strings.TrimPrefix(path, h.root)+": "+each)
+		}
+	}
+
+	return found, nil
+}
+
+func (h *host) againstResolved(line string) []string {
+	key, value, _ := strings.Cut(line, "=")
+
+	var found []string
+
+	switch strings.TrimSpace(key) {
+	case "DNS": // also an empty one, which drops those of files before it
+		found = append(found, "DNS="+strings.TrimSpace(value))
+	case "Domains":
+		for _, domain := range strings.Fields(value) {
+			if h.contradicts(domain) {
+				found = append(found, "Domains="+domain)
 			}
 		}
 	}
 
-	return found, lines.Err()
+	return found
+}
+
+// againstNetworkManager: other servers for all connections, or no part in /etc/resolv.conf at all.
+func (h *host) againstNetworkManager(line string) []string {
+	key, value, _ := strings.Cut(line, "=")
+	setting := strings.TrimSpace(key) + "=" + strings.TrimSpace(value)
+
+	if strings.HasPrefix(line, "[global-dns-domain-") || setting == "dns=none" || setting == "rc-manager=unmanaged" {
+		return []string{strings.TrimSuffix(setting, "=")}
+	}
+
+	return nil
 }
 
 func (h *host) contradicts(domain string) bool {
@@ -315,43 +380,72 @@ func ask(ctx context.Context, servers []string, port int, name string, kind uint
 	return nil, errors.Join(errs...)
 }
 
-// verify asks for each domain as the host's programs would, and compares what comes with what the wanted servers say.
-func (h *host) verify(ctx context.Context) []string {
-	var wrong []string
+// verify asks for each domain as the host's programs would, and compares what comes with what the wanted servers say. It gives
+// what is wrong, and that of it which is wrong with the servers.
+func (h *host) verify(ctx context.Context) (wrong, unanswered []string) {
+	domains := append(slices.Clone(h.args.RoutingDomains), h.args.SearchDomains...)
+	found := make([]struct{ servers, host error }, len(domains))
 
-	for _, domain := range append(slices.Clone(h.args.RoutingDomains), h.args.SearchDomains...) {
-		err := h.verifyOne(ctx, domain)
-		if err != nil {
+	// All at once: each may take as long as it takes that nobody answers.
+	var all sync.WaitGroup
+
+	for i, domain := range domains {
+		all.Add(1)
+
+		go func() {
+			defer all.Done()
+
+			var want string
+
+			want, found[i].servers = h.wantedPrimary(ctx, domain)
+			if found[i].servers == nil {
+				found[i].host = h.verifyOne(ctx, domain, want)
+			}
+		}()
+	}
+
+	all.Wait()
+
+	for i, domain := range domains {
+		if err := cmp.Or(found[i].servers, found[i].host); err != nil {
 			wrong = append(wrong, fmt.Sprintf("%s: %v", records.Display(domain), err))
+		}
+
+		if found[i].servers != nil {
+			unanswered = append(unanswered, wrong[len(wrong)-1])
 		}
 	}
 
-	return wrong
+	return wrong, unanswered
 }
 
-func (h *host) verifyOne(ctx context.Context, domain string) error {
-	want, err := h.askServers(ctx, domain, dns.TypeSOA)
+// wantedPrimary asks the wanted servers who the domain's primary server is.
+func (h *host) wantedPrimary(ctx context.Context, domain string) (string, error) {
+	answer, err := h.askServers(ctx, domain, dns.TypeSOA)
 	if err != nil {
-		return err
+		return "", err
 	}
 
-	config, err := dns.ClientConfigFromFile(resolvConf)
+	if primary(answer) == "" {
+		return "", fmt.Errorf("none of the servers %s has the domain", strings.Join(h.args.Servers, ", "))
+	}
+
+	return primary(answer), nil
+}
+
+func (h *host) verifyOne(ctx context.Context, domain, want string) error {
+	config, err := dns.ClientConfigFromFile(h.root + resolvConf)
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", resolvConf, err)
 	}
 
-	got, err := ask(ctx, config.Servers, 53, domain, dns.TypeSOA)
+	answer, err := ask(ctx, config.Servers, h.port, domain, dns.TypeSOA)
 	if err != nil {
 		return fmt.Errorf("through the host's resolver: %w", err)
 	}
 
-	wanted, there := primary(want), primary(got)
-
-	switch {
-	case wanted == "":
-		return fmt.Errorf("none of the servers %s has the domain", strings.Join(h.args.Servers, ", "))
-	case wanted != there:
-		return fmt.Errorf("the host's resolver gives primary server %q, and the wanted servers %q", there, wanted)
+	if primary(answer) != want {
+		return fmt.Errorf("the host's resolver gives primary server %q, and the wanted servers %q", primary(answer), want)
 	}
 
 	return nil

@@ -15,12 +15,15 @@ author:
 description:
   - With systemd-resolved writes a drop-in file of its own. Domains for routing, whose names are asked for at the servers, and
     domains for searching, in which names without dots are looked for, are told apart.
-  - On hosts where /etc/resolv.conf is a plain file, the servers are written there. They are asked for all names then, so they
-    have to resolve those of others, too.
-  - Asks for each domain as the host's programs do, and fails unless the answer is that of the servers.
+  - Where NetworkManager writes /etc/resolv.conf, writes a drop-in file of its own for it, and on hosts where /etc/resolv.conf is
+    a plain file, that. The servers are asked for all names then, in place of any others, so they have to resolve those of
+    others, too.
+  - Changes nothing when the servers do not answer for the domains. After a change asks for each domain as the host's programs
+    do, and unless the answer is that of the servers, gives the host back what it had, and fails.
   - A search domain that has a wildcard is refused; every name would be found in it.
-  - Settings in other files of systemd-resolved that may overrule this one are shown as warnings.
-  - What was there before is kept under /var/lib/thinkube/dns_client, and I(state=absent) puts it back.
+  - Settings in other files of systemd-resolved or NetworkManager that may overrule this one are shown as warnings.
+  - What was there before, also a link, is kept under /var/lib/thinkube/dns_client, and I(state=absent) puts it back. It does not
+    when somebody has changed the file since.
 attributes:
   check_mode:
     description: Says what would be done and changes nothing.
@@ -58,18 +61,18 @@ options:
     elements: str
   fallback:
     description:
-      - Servers that are asked when no other is known; in a plain /etc/resolv.conf after the others, three in all.
+      - Servers that are asked when no other is known; without systemd-resolved after the others, three in all.
     type: list
     elements: str
   manager:
     description:
-      - Who resolves names on the host. C(auto) finds it out.
+      - Who resolves names on the host. C(auto) finds it out; C(resolvconf) makes /etc/resolv.conf a plain file, whatever it was.
     type: str
-    choices: [auto, resolved, resolvconf]
+    choices: [auto, resolved, networkmanager, resolvconf]
     default: auto
   verify:
     description:
-      - Whether the domains have to be resolved for the task to succeed.
+      - Whether the domains have to be resolved for the change to be made, and to stay.
     type: bool
     default: true
   settle:
@@ -105,7 +108,7 @@ client:
   type: dict
   contains:
     manager:
-      description: C(resolved) or C(resolvconf).
+      description: C(resolved), C(networkmanager) or C(resolvconf).
       type: str
       sample: resolved
     file:
@@ -153,8 +156,9 @@ failure:
         - C(malformed_answer) - the server's answer breaks the protocol, so nothing of it is believed.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
         - C(not_converged) - every step was done and the state is still not the wanted one.
+        - C(not_resolving) - with the new setting the host did not resolve the domains, so it has the former one again.
         - C(refused) - the server refuses; msg has its response code.
-        - C(service) - systemd-resolved cannot be restarted.
+        - C(service) - systemd-resolved cannot be restarted, or NetworkManager not reloaded.
         - C(timeout) - a deadline has passed.
         - C(tsig) - the TSIG key cannot be read, the server does not take it, or the answer's signature is wrong.
         - C(unreachable) - the server cannot be reached, or ends the connection.
