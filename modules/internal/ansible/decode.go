@@ -281,6 +281,7 @@ func checkNested(s *Spec, params map[string]any) error {
 			}
 
 			if dict == nil {
+				//lint:ignore ST1005 core's text
 				return fmt.Errorf("Value '%s' in the sub parameter field '%s' must be a %s, not '%s'",
 					pyText(item), name, option.Type, typeName(item))
 			}

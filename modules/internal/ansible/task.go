@@ -208,7 +208,8 @@ func (t *Task) addFailure(result map[string]any, failure *Failure) {
 		result["hint"] = failure.Hint
 	}
 
-	detail := map[string]any{"code": string(failure.Code)}
+	// The code is one of a documented list; a program must be able to rely on it.
+	detail := map[string]any{"code": fixedText(failure.Code)}
 	if t.step != "" {
 		detail["step"] = t.step
 	}
@@ -228,19 +229,12 @@ func (t *Task) encode(result map[string]any) []byte {
 	// The names of results and options are no secrets, even where a secret is equal to one.
 	keep := slices.Concat(slices.Collect(maps.Keys(result)), slices.Collect(maps.Keys(t.params)), fixedKeys)
 
-	masked, _ := t.mask.Value(result, keep...).(map[string]any)
-
-	// A failure's code is one of a documented list; a program must be able to rely on it.
-	if failure, ok := masked["failure"].(map[string]any); ok {
-		failure["code"] = result["failure"].(map[string]any)["code"]
-	}
-
-	text, err := json.Marshal(masked)
+	text, err := t.mask.AppendJSON(nil, result, keep...)
 	if err != nil {
-		// Only a defect in Masker.Value could come here; its text cannot hold a secret of the result.
+		// Only a defect could come here. The error's text may hold a secret, its type cannot.
 		text, _ = json.Marshal(map[string]any{
 			"failed": true, "msg": "encoding the result failed: " + reflect.TypeOf(err).String(),
-			"failure": map[string]any{"code": string(CodeInternal)},
+			"failure": map[string]any{"code": CodeInternal},
 		})
 	}
 
