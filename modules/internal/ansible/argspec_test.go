@@ -64,8 +64,7 @@ func corpusSpec() *Spec {
 	options := func(list ...*Option) *Spec {
 		spec := &Spec{Options: map[string]*Option{}, SupportsCheckMode: true}
 		for _, o := range list {
-			spec.Options[o.Name] = o
-			spec.Order = append(spec.Order, o.Name)
+			spec.add(o)
 		}
 
 		return spec
@@ -185,13 +184,12 @@ func changed(t *testing.T, opt map[string]any) *Spec {
 			spec.SupportsCheckMode = value.(bool)
 		case "add_file_common_args":
 			for _, name := range []string{"owner", "group", "seuser", "serole", "setype", "selevel"} {
-				spec.Options[name] = &Option{Name: name}
+				spec.add(&Option{Name: name})
 			}
 
-			spec.Options["mode"] = &Option{Name: "mode", Type: "raw"}
-			spec.Options["attributes"] = &Option{Name: "attributes", Aliases: []string{"attr"}}
-			spec.Options["unsafe_writes"] = &Option{Name: "unsafe_writes", Type: "bool", Default: false, HasDefault: true,
-				Env: []string{"ANSIBLE_UNSAFE_WRITES"}}
+			spec.add(&Option{Name: "mode", Type: "raw"})
+			spec.add(&Option{Name: "attributes", Aliases: []string{"attr"}})
+			spec.add(&Option{Name: "unsafe_writes", Type: "bool", Default: false, HasDefault: true, Env: []string{"ANSIBLE_UNSAFE_WRITES"}})
 		default:
 			t.Fatalf("unknown change %q", key)
 		}

@@ -351,6 +351,12 @@ func pySpace(r rune) bool {
 
 // pyEqual is Python's == of plain values: 1, 1.0 and True are equal, "1" is not.
 func pyEqual(a, b any) bool {
+	if text, ok := a.(string); ok {
+		other, ok := b.(string)
+
+		return ok && text == other
+	}
+
 	x, isNumber := ratOf(a)
 	y, alsoNumber := ratOf(b)
 
