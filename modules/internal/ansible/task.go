@@ -27,7 +27,8 @@ type Task struct {
 	warnings     []string
 	deprecations []Deprecation
 
-	before  json.RawMessage // the first state that was read, kept over pauses
+	read    bool            // a state was read, in this pass or an earlier one
+	before  json.RawMessage // the first that was read, in diff mode alone; kept over pauses
 	diff    map[string]any
 	planned []string  // lines of what is to be done
 	done    []string  // lines of the steps that were done, kept over pauses
@@ -92,9 +93,12 @@ func (t *Task) Hide(secret Secret) {
 	}
 }
 
-// remember keeps the first state that was read, as `diff.before`.
+// remember keeps the first state that was read, as `diff.before`. It is encoded before a plan or a step could change it.
 func (t *Task) remember(state any) error {
-	if t.before != nil {
+	first := !t.read
+	t.read = true
+
+	if !first || !t.Diff {
 		return nil
 	}
 
@@ -163,7 +167,7 @@ func (t *Task) answer(values map[string]any, err error) map[string]any {
 		t.addFailure(result, failureOf(err))
 	}
 
-	if t.before != nil && err == nil {
+	if t.read && err == nil {
 		result["plan"] = t.lines()
 	}
 
@@ -214,7 +218,7 @@ func (t *Task) addFailure(result map[string]any, failure *Failure) {
 		detail["step"] = t.step
 	}
 
-	if t.before != nil {
+	if t.read {
 		detail["done"] = append([]string{}, t.done...)
 	}
 
