@@ -79,7 +79,7 @@ func (p *planner) owned(id records.ID) bool {
 
 // wantedSets are the sets that are to be there: those that are listed and, with manage=owned, their markers. What somebody
 // else has made alike is left to them.
-func (p *planner) wantedSets() (sets, error) {
+func (p *planner) wantedSets() (*sets, error) {
 	if p.args.Manage != "owned" {
 		return makeIndex(p.args.wanted), nil
 	}
@@ -114,14 +114,14 @@ func (p *planner) wantedSets() (sets, error) {
 	}
 
 	if foreign != nil {
-		return sets{}, ansible.Fail(CodeForeign, "leave them out, or set force: true to take them over",
+		return nil, ansible.Fail(CodeForeign, "leave them out, or set force: true to take them over",
 			"made by somebody else, and other than wanted: %s", strings.Join(foreign, ", "))
 	}
 
 	for _, name := range names {
 		marker := markerName(&p.args, name)
 		if len(marker) > 254 {
-			return sets{}, ansible.Fail(CodeRules, "", "%s: name-length: the marker %q would be too long", records.Display(name), marker)
+			return nil, ansible.Fail(CodeRules, "", "%s: name-length: the marker %q would be too long", records.Display(name), marker)
 		}
 
 		ours = append(ours, records.Set{
