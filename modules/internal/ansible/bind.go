@@ -83,12 +83,9 @@ func bindValue(value any, target reflect.Value) error {
 
 		return bindValue(value, target.Elem())
 	case reflect.Interface:
-		copied, err := plain(value, 0)
-		if err == nil {
-			target.Set(reflect.ValueOf(copied))
-		}
+		target.Set(reflect.ValueOf(deepCopy(value)))
 
-		return err
+		return nil
 	case reflect.Struct:
 		return bindNested(value, target)
 	case reflect.Slice:

@@ -36,7 +36,7 @@ func SkipText(moduleName string) string {
 }
 
 // Decode checks and converts a task's arguments in the order, and with the error texts, of ansible-core 2.19. raw is
-// decoded JSON with numbers as json.Number; it is not changed. Every key that starts with `_ansible_` is ignored.
+// decoded JSON with numbers as json.Number; the lists and dicts in it become those of the result. Every key that starts with `_ansible_` is ignored.
 //
 // The result is never nil: with an error it holds what was known until then, and always all secrets, so that the error
 // text can be masked. Only the first error is told, as in core; what core would have warned of after it is not.
@@ -415,7 +415,7 @@ func (s *Spec) fill(params map[string]any, all bool) {
 		}
 
 		if _, there := params[option.Name]; !there {
-			params[option.Name], _ = plain(option.Default, 0) // a copy
+			params[option.Name] = deepCopy(option.Default)
 		}
 	}
 }

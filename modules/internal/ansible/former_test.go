@@ -176,7 +176,7 @@ func FuzzMaskedJSON(f *testing.F) {
 			"struct": resource{Name: another, Config: map[string]string{one: text}, Size: 12345}, "code": Code(one), kept: another, "never": func() {},
 		}
 
-		if value, err := plain(numbers, 0); err == nil {
+		if value, err := plain(deepCopy(numbers), 0); err == nil {
 			values["plain"] = value
 		}
 

@@ -197,7 +197,7 @@ func (s *Spec) check() error {
 	}
 
 	for _, rule := range s.Rules.RequiredIf {
-		value, err := plain(rule.Value, 0)
+		value, err := plain(deepCopy(rule.Value), 0)
 		if err == nil {
 			err = s.Options[rule.Option].checkChoices(&value)
 		}
