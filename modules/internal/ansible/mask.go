@@ -317,7 +317,7 @@ func (m *Masker) AppendJSON(out []byte, value any, keep ...string) ([]byte, erro
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 
-	w := &maskedJSON{Masker: m, keep: keep, out: out}
+	w := &maskedJSON{mask: m, keep: keep, out: out}
 	err := w.value(value, 0)
 
 	return w.out, err
@@ -325,8 +325,7 @@ func (m *Masker) AppendJSON(out []byte, value any, keep ...string) ([]byte, erro
 
 // maskedJSON is the state of one AppendJSON, whose lock is held.
 type maskedJSON struct {
-	*Masker
-
+	mask *Masker
 	keep []string
 	out  []byte
 	keys []string // of the dicts that are being written, from the outermost on
@@ -337,7 +336,7 @@ type fixedText string
 
 func (w *maskedJSON) value(value any, depth int) error {
 	if depth > maxMaskDepth {
-		w.text("(nested too deeply)")
+		w.write("(nested too deeply)")
 
 		return nil
 	}
@@ -348,9 +347,9 @@ func (w *maskedJSON) value(value any, depth int) error {
 	case bool:
 		w.out = strconv.AppendBool(w.out, v)
 	case string:
-		w.text(w.Masker.text(v, w.all))
+		w.write(w.mask.text(v, w.mask.all))
 	case fixedText:
-		w.text(string(v))
+		w.write(string(v))
 	case int, int64, float64, json.Number:
 		return w.number(v)
 	case []any:
@@ -364,8 +363,8 @@ func (w *maskedJSON) value(value any, depth int) error {
 	return nil
 }
 
-// text writes a text that has no secrets any more.
-func (w *maskedJSON) text(text string) {
+// write writes a text that has no secrets any more.
+func (w *maskedJSON) write(text string) {
 	w.out = appendJSONText(w.out, text)
 }
 
@@ -389,19 +388,19 @@ func appendJSONText(out []byte, text string) []byte {
 func (w *maskedJSON) number(value any) error {
 	number, err := plain(value, 0)
 	if err != nil {
-		w.text(w.Masker.text(fmt.Sprint(value), w.all))
+		w.write(w.mask.text(fmt.Sprint(value), w.mask.all))
 
 		return nil
 	}
 
-	if w.all != nil && (findSpans(pyText(number), w.all) != nil || findSpans(fmt.Sprint(value), w.all) != nil) {
-		w.text(hiddenValue)
+	if w.mask.all != nil && (findSpans(pyText(number), w.mask.all) != nil || findSpans(fmt.Sprint(value), w.mask.all) != nil) {
+		w.write(hiddenValue)
 
 		return nil
 	}
 
 	if f, ok := number.(nonFinite); ok {
-		w.text(f.name()) // JSON has no such number
+		w.write(f.name()) // JSON has no such number
 
 		return nil
 	}
@@ -458,7 +457,7 @@ func (w *maskedJSON) dict(dict map[string]any, depth int) error {
 			w.out = append(w.out, ',')
 		}
 
-		w.text(name)
+		w.write(name)
 		w.out = append(w.out, ':')
 
 		err := w.value(dict[key], depth+1)
@@ -475,7 +474,7 @@ func (w *maskedJSON) dict(dict map[string]any, depth int) error {
 
 // name is what is shown of a key.
 func (w *maskedJSON) name(key string) string {
-	name := w.Masker.text(key, w.Masker.keys)
+	name := w.mask.text(key, w.mask.keys)
 	if name != key && slices.Contains(w.keep, key) {
 		return key
 	}
@@ -512,7 +511,7 @@ func (w *maskedJSON) hideKeys(keys []string) map[string]string {
 func (w *maskedJSON) encoded(value any, depth int) error {
 	text, err := json.Marshal(value)
 	if err != nil {
-		w.text(fmt.Sprintf("(a %T that cannot be written as JSON)", value)) // the error may quote the value
+		w.write(fmt.Sprintf("(a %T that cannot be written as JSON)", value)) // the error may quote the value
 
 		return nil
 	}
@@ -524,7 +523,7 @@ func (w *maskedJSON) encoded(value any, depth int) error {
 
 	err = decoder.Decode(&decoded)
 	if err != nil {
-		w.text(fmt.Sprintf("(a %T that cannot be read back from JSON)", value))
+		w.write(fmt.Sprintf("(a %T that cannot be read back from JSON)", value))
 
 		return nil
 	}
