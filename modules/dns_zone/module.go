@@ -272,9 +272,13 @@ func makeWanted(args *Args) error {
 func makeSets(list []RecordArg, zone string, ttl uint32) (present, absent []records.Set, err error) {
 	var errs []error
 
+	present = make([]records.Set, 0, len(list))
+
 	for _, each := range list {
 		set, err := records.MakeSet(records.Entry{Name: each.Name, Type: each.Type, Values: each.Values, TTL: each.TTL}, zone, ttl)
-		errs = append(errs, err)
+		if err != nil {
+			errs = append(errs, err)
+		}
 
 		switch {
 		case each.State == "absent":

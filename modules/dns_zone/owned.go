@@ -79,7 +79,7 @@ func (p *planner) owned(id records.ID) bool {
 
 // wantedSets are the sets that are to be there: those that are listed and, with manage=owned, their markers. What somebody
 // else has made alike is left to them.
-func (p *planner) wantedSets() (sets, error) {
+func (p *planner) wantedSets() (*sets, error) {
 	if p.args.Manage != "owned" {
 		return makeIndex(p.args.wanted), nil
 	}
@@ -106,7 +106,7 @@ func (p *planner) wantedSets() (sets, error) {
 	}
 
 	if foreign != nil {
-		return sets{}, ansible.Fail(CodeForeign, "leave them out, or set force: true to take them over",
+		return nil, ansible.Fail(CodeForeign, "leave them out, or set force: true to take them over",
 			"made by somebody else, and other than wanted: %s", strings.Join(foreign, ", "))
 	}
 

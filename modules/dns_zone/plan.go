@@ -46,28 +46,38 @@ type Update struct {
 // Part is a change that the Update of an earlier step has made.
 type Part struct{}
 
-// sets finds sets by their names and types.
+// sets finds sets by their names and types. It belongs to one goroutine.
 type sets struct {
 	list []records.Set
-	at   map[records.ID]int
+	next int                // after the one that was found last
+	at   map[records.ID]int // nil until it is needed
 }
 
-func makeIndex(list []records.Set) sets {
-	index := sets{list, make(map[records.ID]int, len(list))}
-	for i, set := range list {
-		index.at[set.ID()] = i
+func makeIndex(list []records.Set) *sets { return &sets{list: list} }
+
+// find gives the set, nil when there is none. Who asks for all sets of an equal list in order needs no map.
+func (s *sets) find(id records.ID) *records.Set {
+	if s.next < len(s.list) && s.list[s.next].ID() == id {
+		s.next++
+
+		return &s.list[s.next-1]
 	}
 
-	return index
-}
-
-// find gives the set, nil when there is none.
-func (s sets) find(id records.ID) *records.Set {
-	if i, ok := s.at[id]; ok {
-		return &s.list[i]
+	if s.at == nil {
+		s.at = make(map[records.ID]int, len(s.list))
+		for i, set := range s.list {
+			s.at[set.ID()] = i
+		}
 	}
 
-	return nil
+	i, ok := s.at[id]
+	if !ok {
+		return nil
+	}
+
+	s.next = i + 1
+
+	return &s.list[i]
 }
 
 func makePlan(args Args, current State) (plan.Plan[State], error) {
@@ -142,7 +152,7 @@ func (s *SOAArg) over(current records.SOA) records.SOA {
 type planner struct {
 	args    Args
 	current State
-	index   sets
+	index   *sets
 	out     *plan.Plan[State]
 }
 
@@ -173,22 +183,7 @@ func (p *planner) changes() ([]Change, error) {
 		}
 	}
 
-	slices.SortStableFunc(changes, func(a, b Change) int {
-		both := []records.Set{{Name: a.id().Name, Type: a.id().Type}, {Name: b.id().Name, Type: b.id().Type}}
-		if both[0].ID() == both[1].ID() {
-			return 0
-		}
-
-		first := both[0].ID()
-		records.SortSets(both)
-
-		if both[0].ID() == first {
-			return -1
-		}
-
-		return 1
-	})
-
+	records.SortBy(changes, Change.id)
 	p.markAlone(changes)
 
 	return changes, nil

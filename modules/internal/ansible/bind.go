@@ -73,8 +73,8 @@ func bindValue(value any, target reflect.Value) error {
 		return nil
 	}
 
-	if set := textSetter(target); set != nil {
-		return bindText(value, set)
+	if takesText(target.Type()) {
+		return bindText(value, target)
 	}
 
 	switch target.Kind() {
@@ -83,12 +83,9 @@ func bindValue(value any, target reflect.Value) error {
 
 		return bindValue(value, target.Elem())
 	case reflect.Interface:
-		copied, err := plain(value, 0)
-		if err == nil {
-			target.Set(reflect.ValueOf(copied))
-		}
+		target.Set(reflect.ValueOf(deepCopy(value)))
 
-		return err
+		return nil
 	case reflect.Struct:
 		return bindNested(value, target)
 	case reflect.Slice:
@@ -109,35 +106,30 @@ func bindValue(value any, target reflect.Value) error {
 	}
 }
 
-// textSetter gives the function that sets a value that is made of text; nil for all others.
-func textSetter(target reflect.Value) func(text string) error {
-	switch {
-	case target.Type() == secretType:
-		return func(text string) error {
-			target.Set(reflect.ValueOf(NewSecret(text)))
+// takesText tells whether a value of a type is made of text.
+func takesText(t reflect.Type) bool {
+	return t.Kind() == reflect.String || t == secretType || t == durationType || isText(t)
+}
 
-			return nil
-		}
-	case target.Type() == durationType:
-		return func(text string) error {
-			duration, err := parseDuration(text)
-			target.SetInt(int64(duration))
+// setText sets a value that is made of text.
+func setText(target reflect.Value, text string) error {
+	switch t := target.Type(); {
+	case t == stringType:
+		target.SetString(text)
+	case t == secretType:
+		target.Set(reflect.ValueOf(NewSecret(text)))
+	case t == durationType:
+		duration, err := parseDuration(text)
+		target.SetInt(int64(duration))
 
-			return err
-		}
-	case isText(target.Type()):
-		return func(text string) error {
-			return target.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text))
-		}
-	case target.Kind() == reflect.String:
-		return func(text string) error {
-			target.SetString(text)
-
-			return nil
-		}
+		return err
+	case isText(t):
+		return target.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text))
 	default:
-		return nil
+		target.SetString(text)
 	}
+
+	return nil
 }
 
 // bindNested sets a struct of sub-options.
@@ -195,15 +187,15 @@ func bindMap(value any, target reflect.Value) error {
 	return nil
 }
 
-// bindText gives the text of a text, bool or number to set.
-func bindText(value any, set func(text string) error) error {
+// bindText sets a value that is made of text to a text, bool or number.
+func bindText(value any, target reflect.Value) error {
 	switch v := value.(type) {
 	case string:
-		return set(v)
+		return setText(target, v)
 	case bool:
-		return set(strconv.FormatBool(v))
+		return setText(target, strconv.FormatBool(v))
 	case int64, *big.Int, float64:
-		return set(pyJSON(v))
+		return setText(target, pyJSON(v))
 	default:
 		return fmt.Errorf("want text, not a value of type %s", typeName(value))
 	}

@@ -36,7 +36,7 @@ func SkipText(moduleName string) string {
 }
 
 // Decode checks and converts a task's arguments in the order, and with the error texts, of ansible-core 2.19. raw is
-// decoded JSON with numbers as json.Number; it is not changed. Every key that starts with `_ansible_` is ignored.
+// decoded JSON with numbers as json.Number; the lists and dicts in it become those of the result. Every key that starts with `_ansible_` is ignored.
 //
 // The result is never nil: with an error it holds what was known until then, and always all secrets, so that the error
 // text can be masked. Only the first error is told, as in core; what core would have warned of after it is not.
@@ -100,7 +100,7 @@ func (d *decoder) decode(s *Spec, moduleName string, given map[string]any) error
 		d.out.Params[validText(name)] = value
 	}
 
-	err := d.level(s, d.out.Params, place{})
+	err := d.level(s, d.out.Params, nil)
 	if err != nil {
 		return err
 	}
@@ -126,38 +126,67 @@ func (d *decoder) unsupported(moduleName string) error {
 		moduleName, strings.Join(slices.Compact(names), ", "), d.unknown[0].supported)
 }
 
-// place is where in the arguments a level of options is: empty for the module's own.
+// place is where in the arguments a level of options is; nil for the module's own. Only errors and warnings need words for it.
 type place struct {
-	path   []string // names of the options around it
-	prefix string   // the same with indexes, and a dot at the end: "subs[0]."
+	outer  *place
+	option *Option // whose sub-options these are
+	index  int     // in a list
+	key    string  // in a dict with free keys
 }
 
-// inside gives the place of the sub-options of an option. label is the index in a list or the key in a dict.
-func (p place) inside(option, label string, steps ...string) place {
-	return place{path: slices.Concat(p.path, []string{option}, steps), prefix: p.prefix + option + label + "."}
-}
-
-// foundIn adds the place to an error, with words around it as core's texts have them.
-func (p place) foundIn(err error) error {
-	if err == nil || len(p.path) == 0 {
-		return err
+// path are the names of the options around it.
+func (p *place) path() []string {
+	if p == nil {
+		return nil
 	}
 
-	return fmt.Errorf("%w found in %s", err, strings.Join(p.path, " -> "))
+	path := append(p.outer.path(), p.option.Name)
+	if p.option.Values != nil {
+		path = append(path, p.key)
+	}
+
+	return path
 }
 
-// foundInQuoted is the form inside texts about types.
-func (p place) foundInQuoted(end string) string {
-	if len(p.path) == 0 {
+// prefix is the same with indexes, and a dot at the end: "subs[0].".
+func (p *place) prefix() string {
+	if p == nil {
 		return ""
 	}
 
-	return " found in '" + strings.Join(p.path, " -> ") + "'" + end
+	prefix := p.outer.prefix() + p.option.Name
+
+	switch {
+	case p.option.Values != nil:
+		prefix += "." + p.key
+	case p.option.Type == "list":
+		prefix += fmt.Sprintf("[%d]", p.index)
+	}
+
+	return prefix + "."
+}
+
+// foundIn adds the place to an error, with words around it as core's texts have them.
+func (p *place) foundIn(err error) error {
+	if err == nil || p == nil {
+		return err
+	}
+
+	return fmt.Errorf("%w found in %s", err, strings.Join(p.path(), " -> "))
+}
+
+// foundInQuoted is the form inside texts about types.
+func (p *place) foundInQuoted(end string) string {
+	if p == nil {
+		return ""
+	}
+
+	return " found in '" + strings.Join(p.path(), " -> ") + "'" + end
 }
 
 // level works on the arguments of one level of options, then on those inside them. The order of the steps is core's; it
 // decides which error is told.
-func (d *decoder) level(s *Spec, params map[string]any, at place) error {
+func (d *decoder) level(s *Spec, params map[string]any, at *place) error {
 	d.readEnv(s, params)
 	d.resolveAliases(s, params, at)
 
@@ -166,7 +195,7 @@ func (d *decoder) level(s *Spec, params map[string]any, at place) error {
 		return err
 	}
 
-	if len(at.path) == 0 {
+	if at == nil {
 		d.noteRemoved(s, params, "")
 	}
 
@@ -179,47 +208,50 @@ func (d *decoder) level(s *Spec, params map[string]any, at place) error {
 
 	s.fill(params, false)
 
-	steps := []func() error{
-		func() error { return at.foundIn(s.checkRequired(params)) },
-		func() error { return d.convert(s, params, at) },
-		func() error { return at.foundIn(s.checkChoices(params)) },
-		func() error { return at.foundIn(s.Rules.dependent(params)) },
-		func() error { s.fill(params, true); return nil },
-		func() error { return d.nested(s, params, at) },
+	err = s.checkRequired(params)
+	if err != nil {
+		return at.foundIn(err)
 	}
 
-	for _, step := range steps {
-		err = step()
-		if err != nil {
-			return err
-		}
+	err = d.convert(s, params, at)
+	if err != nil {
+		return err
 	}
 
-	return nil
+	err = s.checkChoices(params)
+	if err == nil {
+		err = s.Rules.dependent(params)
+	}
+
+	if err != nil {
+		return at.foundIn(err)
+	}
+
+	s.fill(params, true)
+
+	return d.nested(s, params, at)
 }
 
 // readEnv takes options that were not given from the environment.
 func (d *decoder) readEnv(s *Spec, params map[string]any) {
-	for name, option := range s.Options {
+	for _, option := range s.Order {
 		for _, variable := range option.Env {
 			value, found := d.env(variable)
-			if _, ok := params[name]; ok || !found {
+			if _, ok := params[option.Name]; ok || !found {
 				continue
 			}
 
-			params[name] = validText(value)
+			params[option.Name] = validText(value)
 		}
 	}
 }
 
 // resolveAliases gives options the value of their alias, which wins over a value under the proper name.
-func (d *decoder) resolveAliases(s *Spec, params map[string]any, at place) {
-	for _, name := range s.names() {
-		option := s.Options[name]
-
+func (d *decoder) resolveAliases(s *Spec, params map[string]any, at *place) {
+	for _, option := range s.Order {
 		for _, alias := range option.DeprecatedAliases {
 			if _, used := params[alias.Name]; used {
-				d.deprecate("Alias", at.prefix+alias.Name, alias.Version, alias.Date, alias.CollectionName)
+				d.deprecate("Alias", at.prefix()+alias.Name, alias.Version, alias.Date, alias.CollectionName)
 			}
 		}
 
@@ -229,11 +261,11 @@ func (d *decoder) resolveAliases(s *Spec, params map[string]any, at place) {
 				continue
 			}
 
-			if _, both := params[name]; both {
-				d.warn(fmt.Sprintf("Both option %s%s and its alias %s%s are set.", at.prefix, name, at.prefix, alias))
+			if _, both := params[option.Name]; both {
+				d.warn(fmt.Sprintf("Both option %[1]s%[2]s and its alias %[1]s%[3]s are set.", at.prefix(), option.Name, alias))
 			}
 
-			params[name] = value
+			params[option.Name] = value
 		}
 	}
 }
@@ -271,18 +303,21 @@ func (o *Option) nestedItems(value any) []any {
 // checkNested refuses what cannot hold sub-options, before anything else is looked at. Core does it when it looks for
 // secrets inside, and for some of these values crashes later.
 func checkNested(s *Spec, params map[string]any) error {
-	for _, name := range s.names() {
-		option := s.Options[name]
+	for _, option := range s.Order {
+		if option.Options == nil {
+			continue
+		}
 
-		for _, item := range option.nestedItems(params[name]) {
+		for _, item := range option.nestedItems(params[option.Name]) {
 			dict, err := nestedDict(item)
 			if err != nil {
 				return err
 			}
 
 			if dict == nil {
+				//lint:ignore ST1005 core's text
 				return fmt.Errorf("Value '%s' in the sub parameter field '%s' must be a %s, not '%s'",
-					pyText(item), name, option.Type, typeName(item))
+					pyText(item), option.Name, option.Type, typeName(item))
 			}
 
 			err = checkNested(option.Options, dict)
@@ -307,17 +342,19 @@ func nestedDict(value any) (map[string]any, error) {
 
 // noteRemoved finds options that will go, at every level at which the arguments already are dicts.
 func (d *decoder) noteRemoved(s *Spec, params map[string]any, prefix string) {
-	for _, name := range s.names() {
-		option := s.Options[name]
+	for _, option := range s.Order {
+		if option.RemovedAt == "" && option.RemovedIn == "" && option.Options == nil {
+			continue
+		}
 
-		value, given := params[name]
+		value, given := params[option.Name]
 		if !given {
 			continue
 		}
 
-		label := name
+		label := option.Name
 		if prefix != "" {
-			label = fmt.Sprintf(`%s["%s"]`, prefix, name)
+			label = fmt.Sprintf(`%s["%s"]`, prefix, option.Name)
 		}
 
 		switch {
@@ -336,33 +373,49 @@ func (d *decoder) noteRemoved(s *Spec, params map[string]any, prefix string) {
 }
 
 // noteUnknown finds arguments that are neither an option nor an alias.
-func (d *decoder) noteUnknown(s *Spec, params map[string]any, at place) {
+func (d *decoder) noteUnknown(s *Spec, params map[string]any, at *place) {
+	for name := range params {
+		if s.Options[name] != nil {
+			continue
+		}
+
+		aliases := s.aliases()
+		if slices.Contains(aliases, name) {
+			continue
+		}
+
+		supported := strings.Join(slices.Sorted(maps.Keys(s.Options)), ", ")
+		if aliases != nil {
+			supported += " (" + strings.Join(aliases, ", ") + ")"
+		}
+
+		d.unknown = append(d.unknown, unknown{strings.Join(append(at.path(), name), "."), supported})
+	}
+}
+
+// aliases are those of all options, sorted.
+func (s *Spec) aliases() []string {
 	var aliases []string
 
-	for _, option := range s.Options {
+	for _, option := range s.Order {
 		aliases = append(aliases, option.Aliases...)
 	}
 
 	slices.Sort(aliases)
 
-	supported := strings.Join(slices.Sorted(maps.Keys(s.Options)), ", ")
-	if aliases != nil {
-		supported += " (" + strings.Join(aliases, ", ") + ")"
-	}
-
-	for name := range params {
-		if s.Options[name] == nil && !slices.Contains(aliases, name) {
-			d.unknown = append(d.unknown, unknown{strings.Join(append(slices.Clone(at.path), name), "."), supported})
-		}
-	}
+	return aliases
 }
 
 // fill sets the options that are not there: first only those with a default, which then count as given, and in the end
 // all, with nil.
 func (s *Spec) fill(params map[string]any, all bool) {
-	for name, option := range s.Options {
-		if _, there := params[name]; !there && (all || option.Default != nil) {
-			params[name], _ = plain(option.Default, 0) // a copy
+	for _, option := range s.Order {
+		if !all && option.Default == nil {
+			continue
+		}
+
+		if _, there := params[option.Name]; !there {
+			params[option.Name] = deepCopy(option.Default)
 		}
 	}
 }
@@ -370,9 +423,13 @@ func (s *Spec) fill(params map[string]any, all bool) {
 func (s *Spec) checkRequired(params map[string]any) error {
 	var missing []string
 
-	for name, option := range s.Options {
-		if _, there := params[name]; option.Required && !there {
-			missing = append(missing, name)
+	for _, option := range s.Order {
+		if !option.Required {
+			continue
+		}
+
+		if _, there := params[option.Name]; !there {
+			missing = append(missing, option.Name)
 		}
 	}
 
@@ -394,11 +451,9 @@ func orStr(typ string) string {
 }
 
 // convert gives every option its type. Null stays null where the option is neither required nor has a default.
-func (d *decoder) convert(s *Spec, params map[string]any, at place) error {
-	for _, name := range s.names() {
-		option := s.Options[name]
-
-		value, there := params[name]
+func (d *decoder) convert(s *Spec, params map[string]any, at *place) error {
+	for _, option := range s.Order {
+		value, there := params[option.Name]
 		if !there || value == nil && !option.Required && option.Default == nil {
 			continue
 		}
@@ -411,13 +466,13 @@ func (d *decoder) convert(s *Spec, params map[string]any, at place) error {
 		case errors.As(err, &item):
 			//lint:ignore ST1005 core's text
 			return fmt.Errorf("Elements value for option '%s'%s is of type %s and we were unable to convert to %s: %w",
-				name, at.foundInQuoted(""), typeName(item.value), option.Elements, err)
+				option.Name, at.foundInQuoted(""), typeName(item.value), option.Elements, err)
 		case err != nil:
 			return fmt.Errorf("argument '%s' is of type %s%s and we were unable to convert to %s: %w",
-				name, typeName(value), at.foundInQuoted("."), orStr(option.Type), err)
+				option.Name, typeName(value), at.foundInQuoted("."), orStr(option.Type), err)
 		}
 
-		params[name] = converted
+		params[option.Name] = converted
 	}
 
 	return nil
@@ -454,18 +509,22 @@ func (o *Option) convert(value any, env Lookup) (any, error) {
 }
 
 func (s *Spec) checkChoices(params map[string]any) error {
-	for _, name := range s.names() {
-		value, there := params[name]
+	for _, option := range s.Order {
+		if option.Choices == nil {
+			continue
+		}
+
+		value, there := params[option.Name]
 		if !there {
 			continue
 		}
 
-		err := s.Options[name].checkChoices(&value)
+		err := option.checkChoices(&value)
 		if err != nil {
 			return err
 		}
 
-		params[name] = value
+		params[option.Name] = value
 	}
 
 	return nil
@@ -532,20 +591,19 @@ func joinText(values []any) string {
 }
 
 // nested works on the sub-options of every option that has some.
-func (d *decoder) nested(s *Spec, params map[string]any, at place) error {
-	for _, name := range s.names() {
-		option := s.Options[name]
-
-		if option.ApplyDefaults && params[name] == nil {
-			params[name] = map[string]any{}
+func (d *decoder) nested(s *Spec, params map[string]any, at *place) error {
+	for _, option := range s.Order {
+		if option.ApplyDefaults && params[option.Name] == nil {
+			params[option.Name] = map[string]any{}
 		}
 
 		var err error
 
-		if option.Values != nil {
-			err = d.nestedValues(option, params[name], at)
-		} else {
-			err = d.nestedOptions(option, params[name], at)
+		switch {
+		case option.Values != nil:
+			err = d.nestedValues(option, params[option.Name], at)
+		case option.Options != nil:
+			err = d.nestedOptions(option, params[option.Name], at)
 		}
 
 		if err != nil {
@@ -556,19 +614,18 @@ func (d *decoder) nested(s *Spec, params map[string]any, at place) error {
 	return nil
 }
 
-func (d *decoder) nestedOptions(option *Option, value any, at place) error {
+func (d *decoder) nestedOptions(option *Option, value any, at *place) error {
+	inside := &place{outer: at, option: option}
+
 	for i, item := range option.nestedItems(value) {
-		label := ""
-		if option.Type == "list" {
-			label = fmt.Sprintf("[%d]", i)
-		}
+		inside.index = i
 
 		dict, ok := item.(map[string]any)
 		if !ok {
 			return fmt.Errorf("value of '%s' must be of type dict or list of dicts", option.Name)
 		}
 
-		err := d.level(option.Options, dict, at.inside(option.Name, label))
+		err := d.level(option.Options, dict, inside)
 		if err != nil {
 			return err
 		}
@@ -578,7 +635,7 @@ func (d *decoder) nestedOptions(option *Option, value any, at place) error {
 }
 
 // nestedValues does the same for the values of a dict with free keys.
-func (d *decoder) nestedValues(option *Option, value any, at place) error {
+func (d *decoder) nestedValues(option *Option, value any, at *place) error {
 	dict, _ := value.(map[string]any)
 
 	for _, key := range slices.Sorted(maps.Keys(dict)) {
@@ -590,7 +647,7 @@ func (d *decoder) nestedValues(option *Option, value any, at place) error {
 
 		dict[key] = item
 
-		err = d.level(option.Values, item, at.inside(option.Name, "."+key, key))
+		err = d.level(option.Values, item, &place{outer: at, option: option, key: key})
 		if err != nil {
 			return err
 		}

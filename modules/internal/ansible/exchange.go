@@ -59,7 +59,8 @@ func (p *pause) Error() string {
 
 // resumed is what a task takes with it over a pause.
 type resumed struct {
-	Before json.RawMessage `json:"before"`
+	Read   bool            `json:"read"`
+	Before json.RawMessage `json:"before,omitempty"`
 	Done   []string        `json:"done"`
 
 	Warnings     []string      `json:"warnings"`
@@ -211,7 +212,7 @@ func (e *exchange) unseal(sealed string) ([]byte, error) {
 // pauseAnswer is the line that asks the controller; what was done so far travels sealed. It is not masked as a result is:
 // the masker could damage what the controller must read, and a request holds no secrets.
 func (t *Task) pauseAnswer(asked *pause) ([]byte, error) {
-	text, err := json.Marshal(resumed{t.before, t.done, t.warnings, t.deprecations, t.until, t.mask.secrets()})
+	text, err := json.Marshal(resumed{t.read, t.before, t.done, t.warnings, t.deprecations, t.until, t.mask.secrets()})
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +240,7 @@ func (t *Task) resume(sealed string) error {
 
 	err = json.Unmarshal(text, &was)
 	if err == nil {
-		t.before, t.done, t.until = was.Before, was.Done, was.Until
+		t.read, t.before, t.done, t.until = was.Read, was.Before, was.Done, was.Until
 		t.warnings, t.deprecations = was.Warnings, was.Deprecations
 		t.mask.Add(was.Hidden...)
 	}

@@ -43,15 +43,22 @@ type Masker struct {
 }
 
 // needles are kept by their first byte, so that a text is gone through once, however many there are.
-type needles [256][]needle
+type needles struct {
+	begins   [256]bool // whether one begins with the byte: small enough to stay in the processor's cache
+	by       [256][]needle
+	shortest int // bytes
+}
 
 // with adds one; n may be nil.
 func (n *needles) with(one needle) *needles {
 	if n == nil {
-		n = &needles{}
+		n = &needles{shortest: len(one.text)}
 	}
 
-	n[one.text[0]] = append(n[one.text[0]], one)
+	first := one.text[0]
+	n.begins[first] = true
+	n.by[first] = append(n.by[first], one)
+	n.shortest = min(n.shortest, len(one.text))
 
 	return n
 }
@@ -247,8 +254,12 @@ func findSpans(text string, hide *needles) []span {
 
 	var spans []span
 
-	for at := range len(text) {
-		for _, n := range hide[text[at]] {
+	for at := range len(text) - hide.shortest + 1 {
+		if !hide.begins[text[at]] {
+			continue
+		}
+
+		for _, n := range hide.by[text[at]] {
 			if strings.HasPrefix(text[at:], n.text) {
 				spans = append(spans, n.widen(text, at))
 			}
@@ -299,88 +310,210 @@ func merge(spans []span) []span {
 	return merged
 }
 
-// Value gives a copy of a value, as encoding/json would write it, without secrets. It is made of nil, bool, string,
-// json.Number and other numbers, []any and map[string]any. The keys in keep are never changed: they are names that the
-// program knows, not data.
-func (m *Masker) Value(value any, keep ...string) any {
+// AppendJSON appends a value, as encoding/json would write it, without secrets. The keys in keep are never changed: they
+// are names that the program knows, not data. The error is encoding/json's, of a number that is none; its text may hold
+// secrets.
+func (m *Masker) AppendJSON(out []byte, value any, keep ...string) ([]byte, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 
-	return m.value(value, keep, 0)
+	w := &maskedJSON{mask: m, keep: keep, out: out}
+	err := w.value(value, 0)
+
+	return w.out, err
 }
 
-func (m *Masker) value(value any, keep []string, depth int) any {
+// maskedJSON is the state of one AppendJSON, whose lock is held.
+type maskedJSON struct {
+	mask *Masker
+	keep []string
+	out  []byte
+	keys []string // of the dicts that are being written, from the outermost on
+}
+
+// fixedText is written as it is: a word that only this package chooses, out of a documented list.
+type fixedText string
+
+func (w *maskedJSON) value(value any, depth int) error {
 	if depth > maxMaskDepth {
-		return "(nested too deeply)"
+		w.write("(nested too deeply)")
+
+		return nil
 	}
 
 	switch v := value.(type) {
-	case nil, bool:
-		return v
+	case nil:
+		w.out = append(w.out, "null"...)
+	case bool:
+		w.out = strconv.AppendBool(w.out, v)
 	case string:
-		return m.text(v, m.all)
+		w.write(w.mask.text(v, w.mask.all))
+	case fixedText:
+		w.write(string(v))
 	case int, int64, float64, json.Number:
-		return m.number(v)
+		return w.number(v)
 	case []any:
-		out := make([]any, len(v))
-		for i, item := range v {
-			out[i] = m.value(item, keep, depth+1)
-		}
-
-		return out
+		return w.list(v, depth)
 	case map[string]any:
-		return m.dict(v, keep, depth)
+		return w.dict(v, depth)
 	default:
-		return m.encoded(v, keep, depth)
+		return w.encoded(v, depth)
 	}
+
+	return nil
+}
+
+// write writes a text that has no secrets any more.
+func (w *maskedJSON) write(text string) {
+	w.out = appendJSONText(w.out, text)
+}
+
+// appendJSONText appends a JSON string as encoding/json writes it. Most texts need no escape.
+func appendJSONText(out []byte, text string) []byte {
+	for _, c := range []byte(text) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(text) // a string is always encoded
+
+			return append(out, quoted...)
+		}
+	}
+
+	out = append(out, '"')
+	out = append(out, text...)
+
+	return append(out, '"')
 }
 
 // number hides a number whose digits contain a secret.
-func (m *Masker) number(value any) any {
+func (w *maskedJSON) number(value any) error {
 	number, err := plain(value, 0)
 	if err != nil {
-		return m.text(fmt.Sprint(value), m.all)
+		w.write(w.mask.text(fmt.Sprint(value), w.mask.all))
+
+		return nil
 	}
 
-	if findSpans(pyText(number), m.all) != nil || findSpans(fmt.Sprint(value), m.all) != nil {
-		return hiddenValue
+	if w.mask.all != nil && (findSpans(pyText(number), w.mask.all) != nil || findSpans(fmt.Sprint(value), w.mask.all) != nil) {
+		w.write(hiddenValue)
+
+		return nil
 	}
 
 	if f, ok := number.(nonFinite); ok {
-		return f.name() // JSON has no such number
+		w.write(f.name()) // JSON has no such number
+
+		return nil
 	}
 
-	return value
+	digits, err := json.Marshal(value)
+	w.out = append(w.out, digits...)
+
+	return err
 }
 
-func (m *Masker) dict(dict map[string]any, keep []string, depth int) any {
-	out := make(map[string]any, len(dict))
+func (w *maskedJSON) list(list []any, depth int) error {
+	w.out = append(w.out, '[')
 
-	for _, key := range slices.Sorted(maps.Keys(dict)) {
-		name := key
-		if !slices.Contains(keep, key) {
-			name = m.text(key, m.keys)
+	for i, item := range list {
+		if i > 0 {
+			w.out = append(w.out, ',')
 		}
 
+		err := w.value(item, depth+1)
+		if err != nil {
+			return err
+		}
+	}
+
+	w.out = append(w.out, ']')
+
+	return nil
+}
+
+// dict writes the keys in the order of what is shown of them.
+func (w *maskedJSON) dict(dict map[string]any, depth int) error {
+	begin := len(w.keys)
+	for key := range dict {
+		w.keys = append(w.keys, key)
+	}
+
+	names := w.keys[begin:]
+	slices.Sort(names)
+
+	keys := w.hideKeys(names)
+	if keys != nil {
+		names = slices.Sorted(maps.Keys(keys))
+	}
+
+	w.out = append(w.out, '{')
+
+	for i, name := range names {
+		key := name
+		if keys != nil {
+			key = keys[name]
+		}
+
+		if i > 0 {
+			w.out = append(w.out, ',')
+		}
+
+		w.write(name)
+		w.out = append(w.out, ':')
+
+		err := w.value(dict[key], depth+1)
+		if err != nil {
+			return err
+		}
+	}
+
+	w.out = append(w.out, '}')
+	w.keys = w.keys[:begin]
+
+	return nil
+}
+
+// name is what is shown of a key.
+func (w *maskedJSON) name(key string) string {
+	name := w.mask.text(key, w.mask.keys)
+	if name != key && slices.Contains(w.keep, key) {
+		return key
+	}
+
+	return name
+}
+
+// hideKeys gives the sorted keys by what is shown of them; nil when they are shown as they are.
+func (w *maskedJSON) hideKeys(keys []string) map[string]string {
+	if !slices.ContainsFunc(keys, func(key string) bool { return w.name(key) != key }) {
+		return nil
+	}
+
+	shown := make(map[string]string, len(keys))
+
+	for _, key := range keys {
+		name := w.name(key)
+
 		for i, free := 2, name; ; i++ {
-			if _, taken := out[name]; !taken {
+			if _, taken := shown[name]; !taken {
 				break
 			}
 
 			name = fmt.Sprintf("%s (%d)", free, i) // two keys were hidden
 		}
 
-		out[name] = m.value(dict[key], keep, depth+1)
+		shown[name] = key
 	}
 
-	return out
+	return shown
 }
 
 // encoded goes by way of JSON.
-func (m *Masker) encoded(value any, keep []string, depth int) any {
+func (w *maskedJSON) encoded(value any, depth int) error {
 	text, err := json.Marshal(value)
 	if err != nil {
-		return fmt.Sprintf("(a %T that cannot be written as JSON)", value) // the error may quote the value
+		w.write(fmt.Sprintf("(a %T that cannot be written as JSON)", value)) // the error may quote the value
+
+		return nil
 	}
 
 	var decoded any
@@ -390,8 +523,10 @@ func (m *Masker) encoded(value any, keep []string, depth int) any {
 
 	err = decoder.Decode(&decoded)
 	if err != nil {
-		return fmt.Sprintf("(a %T that cannot be read back from JSON)", value)
+		w.write(fmt.Sprintf("(a %T that cannot be read back from JSON)", value))
+
+		return nil
 	}
 
-	return m.value(decoded, keep, depth+1)
+	return w.value(decoded, depth+1)
 }

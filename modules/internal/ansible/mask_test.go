@@ -26,6 +26,17 @@ func maskOf(secrets ...string) *Masker {
 	return mask
 }
 
+// masked is a value as it leaves the process.
+func masked(t *testing.T, mask *Masker, value any, keep ...string) string {
+	t.Helper()
+
+	text, err := mask.AppendJSON(nil, value, keep...)
+	require.NoError(t, err)
+	require.True(t, json.Valid(text), "%s", text)
+
+	return string(text)
+}
+
 func TestMaskText(t *testing.T) {
 	tests := map[string]struct {
 		secrets []string
@@ -176,33 +187,43 @@ func TestMaskValue(t *testing.T) {
 
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			got := mask.Value(test.value, "kept long-secret")
-			assert.Equal(t, test.want, got)
-
-			_, err := json.Marshal(got)
+			want, err := json.Marshal(test.want)
 			require.NoError(t, err)
+			assert.Equal(t, string(want), masked(t, mask, test.value, "kept long-secret"))
 		})
 	}
 }
 
-func TestMaskValueIsACopy(t *testing.T) {
+func TestMaskAppends(t *testing.T) {
+	text, err := maskOf("s3cret").AppendJSON([]byte("s3cret="), "s3cret")
+	require.NoError(t, err)
+	assert.Equal(t, `s3cret="`+hiddenValue+`"`, string(text))
+}
+
+func TestMaskLeavesTheValueAsItIs(t *testing.T) {
 	value := map[string]any{"list": []any{"s3cret"}}
-	maskOf("s3cret").Value(value)
+	masked(t, maskOf("s3cret"), value)
 	assert.Equal(t, map[string]any{"list": []any{"s3cret"}}, value)
 }
 
 func TestMaskKeepsBothOfTwoHiddenKeys(t *testing.T) {
-	got := maskOf("password-1", "password-2").Value(map[string]any{"password-1": "a", "password-2": "b"})
-	assert.Equal(t, map[string]any{hiddenValue: "a", hiddenValue + " (2)": "b"}, got)
+	got := masked(t, maskOf("password-1", "password-2"), map[string]any{"password-1": "a", "password-2": "b", "a": "c", "x": map[string]any{}})
+	assert.Equal(t, `{"`+hiddenValue+`":"a","`+hiddenValue+` (2)":"b","a":"c","x":{}}`, got)
 }
 
 func TestMaskEndsWithValuesThatContainThemselves(t *testing.T) {
 	loop := map[string]any{"pw": "s3cret"}
 	loop["self"] = loop
 
-	text, err := json.Marshal(maskOf("s3cret").Value(loop))
-	require.NoError(t, err)
-	assert.NotContains(t, string(text), "s3cret")
+	assert.NotContains(t, masked(t, maskOf("s3cret"), loop), "s3cret")
+}
+
+func TestMaskDoesNotEndWithHalfAnAnswer(t *testing.T) {
+	task := newTask("toy", nil)
+	task.Hide(NewSecret("+1234"))
+
+	said := string(task.encode(map[string]any{"n": json.Number("+1")})) // big.Int reads it, JSON has no such number
+	assert.JSONEq(t, `{"failed": true, "msg": "encoding the result failed: *errors.errorString", "failure": {"code": "internal"}}`, said)
 }
 
 func TestMaskWhileSecretsAreAdded(t *testing.T) {
@@ -219,7 +240,7 @@ func TestMaskWhileSecretsAreAdded(t *testing.T) {
 			secret := fmt.Sprintf("secret number %d", i)
 			mask.Add(secret)
 			assert.Equal(t, hiddenValue, mask.Text(secret))
-			mask.Value(map[string]any{"a": secret})
+			assert.Equal(t, `{"a":"`+hiddenValue+`"}`, masked(t, mask, map[string]any{"a": secret}))
 		}()
 	}
 
@@ -257,7 +278,7 @@ func BenchmarkMask(b *testing.B) {
 			b.SetBytes(int64(len(text)))
 
 			for range b.N {
-				mask.Value(value)
+				_, _ = mask.AppendJSON(nil, value)
 			}
 		})
 		b.Run(fmt.Sprintf("text of %d kB, %d secrets", len(text)/1000, count), func(b *testing.B) {

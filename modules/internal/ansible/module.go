@@ -332,7 +332,9 @@ func (m Module[A, S, V]) result(args A, final S) map[string]any {
 
 // PlanCase plans from arguments as a task gives them and a state: what plan test cases call.
 func (m Module[A, S, V]) PlanCase(raw map[string]any, state S) (plan.Plan[S], error) {
-	args, err := m.decode(newTask(m.Name, nil), raw)
+	own := deepCopy(raw).(map[string]any)
+
+	args, err := m.decode(newTask(m.Name, nil), own)
 	if err != nil {
 		return plan.Plan[S]{}, err
 	}

@@ -258,7 +258,7 @@ func decodeJSON(reader io.Reader, into any) error {
 // refuse is the answer when there is no task to answer for.
 func refuse(msg string) []byte {
 	return (&Task{mask: NewMasker()}).encode(map[string]any{
-		"changed": false, "failed": true, "msg": msg, "failure": map[string]any{"code": string(CodeInternal)},
+		"changed": false, "failed": true, "msg": msg, "failure": map[string]any{"code": fixedText(CodeInternal)},
 	})
 }
 

@@ -62,30 +62,32 @@ func intValue(i *big.Int) any {
 	return i
 }
 
-// plain makes a deep copy of decoded JSON (numbers as json.Number) out of plain values only. Its errors start with a
-// verb: the caller puts the name of the argument before them.
+// plain makes plain values of decoded JSON (numbers as json.Number). Lists and dicts are the given ones, with what is in them
+// replaced. Its errors start with a verb: the caller puts the name of the argument before them.
 func plain(value any, depth int) (any, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("nests deeper than %d levels", maxDepth)
 	}
 
 	switch v := value.(type) {
-	case nil, bool, int64, *big.Int:
-		return v, nil
+	case nil, bool, int64, *big.Int, nonFinite:
+		return value, nil
 	case string:
+		if utf8.ValidString(v) {
+			return value, nil
+		}
+
 		return validText(v), nil
 	case int:
 		return int64(v), nil
 	case float64:
 		return floatValue(v), nil
-	case nonFinite:
-		return v, nil
 	case json.Number:
 		return plainNumber(v.String())
 	case []any:
-		return plainList(v, depth)
+		return value, plainList(v, depth)
 	case map[string]any:
-		return plainDict(v, depth)
+		return value, plainDict(v, depth)
 	default:
 		return nil, fmt.Errorf("holds a Go value of type %T, which is not decoded JSON", value)
 	}
@@ -108,34 +110,64 @@ func plainNumber(text string) (any, error) {
 	return floatValue(f), nil
 }
 
-func plainList(list []any, depth int) (any, error) {
-	out := make([]any, len(list))
-
+func plainList(list []any, depth int) error {
 	for i, item := range list {
 		value, err := plain(item, depth+1)
 		if err != nil {
-			return nil, err
+			return err
 		}
 
-		out[i] = value
+		list[i] = value
 	}
 
-	return out, nil
+	return nil
 }
 
-func plainDict(dict map[string]any, depth int) (any, error) {
-	out := make(map[string]any, len(dict))
+func plainDict(dict map[string]any, depth int) error {
+	var invalid []string
 
 	for key, item := range dict {
 		value, err := plain(item, depth+1)
 		if err != nil {
-			return nil, err
+			return err
 		}
 
-		out[validText(key)] = value
+		dict[key] = value
+
+		if !utf8.ValidString(key) {
+			invalid = append(invalid, key)
+		}
 	}
 
-	return out, nil
+	for _, key := range invalid {
+		value := dict[key]
+		delete(dict, key)
+		dict[validText(key)] = value
+	}
+
+	return nil
+}
+
+// deepCopy copies the lists and dicts of a value.
+func deepCopy(value any) any {
+	switch v := value.(type) {
+	case []any:
+		list := make([]any, len(v))
+		for i, item := range v {
+			list[i] = deepCopy(item)
+		}
+
+		return list
+	case map[string]any:
+		dict := make(map[string]any, len(v))
+		for key, item := range v {
+			dict[key] = deepCopy(item)
+		}
+
+		return dict
+	default:
+		return value
+	}
 }
 
 // validText puts U+FFFD in the place of every byte that is not UTF-8, as encoding/json does.
@@ -351,6 +383,12 @@ func pySpace(r rune) bool {
 
 // pyEqual is Python's == of plain values: 1, 1.0 and True are equal, "1" is not.
 func pyEqual(a, b any) bool {
+	if text, ok := a.(string); ok {
+		other, ok := b.(string)
+
+		return ok && text == other
+	}
+
 	x, isNumber := ratOf(a)
 	y, alsoNumber := ratOf(b)
 

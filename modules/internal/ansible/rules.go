@@ -71,7 +71,7 @@ func (r Rules) dependent(params map[string]any) error {
 }
 
 func (r RequiredIf) check(params map[string]any) error {
-	want, err := plain(r.Value, 0)
+	want, err := plain(deepCopy(r.Value), 0)
 	if err != nil {
 		return fmt.Errorf("a rule about %q %w", r.Option, err) // Spec.check has seen to that
 	}

@@ -114,9 +114,15 @@ type secretSet map[string]struct{}
 // with the arguments as they came, and again with what became of them: defaults, variables of the environment, parts of
 // a list. Then bools have become text, which core does not hide.
 func (set secretSet) collect(s *Spec, params map[string]any, asGiven bool) {
-	for name, option := range s.Options {
-		for _, key := range append([]string{name}, option.Aliases...) {
-			set.collectValue(option, params[key], asGiven)
+	for _, option := range s.Order {
+		if !option.Secret && option.Options == nil && option.Values == nil {
+			continue
+		}
+
+		set.collectValue(option, params[option.Name], asGiven)
+
+		for _, alias := range option.Aliases {
+			set.collectValue(option, params[alias], asGiven)
 		}
 	}
 }
@@ -150,7 +156,7 @@ func (set secretSet) collectValue(option *Option, value any, asGiven bool) {
 
 // collectUnused takes what secret options would have without an argument.
 func (set secretSet) collectUnused(s *Spec, env Lookup) {
-	for _, option := range s.Options {
+	for _, option := range s.Order {
 		for _, inner := range []*Spec{option.Options, option.Values} {
 			if inner != nil {
 				set.collectUnused(inner, env)

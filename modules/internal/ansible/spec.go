@@ -5,7 +5,6 @@ package ansible
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -16,7 +15,7 @@ import (
 // Spec is the option table of a module, or of an option with sub-options: Ansible's argument_spec.
 type Spec struct {
 	Options           map[string]*Option
-	Order             []string // option names in the order of the struct; core reports the first error in this order
+	Order             []*Option // all of them in the order of the struct; core reports the first error in this order
 	Rules             Rules
 	SupportsCheckMode bool
 }
@@ -154,11 +153,16 @@ func tableOf(t reflect.Type, outer []reflect.Type) (*Spec, error) {
 			return nil, fmt.Errorf("%s: option %q occurs twice", t, option.Name)
 		}
 
-		spec.Options[option.Name] = option
-		spec.Order = append(spec.Order, option.Name)
+		spec.add(option)
 	}
 
 	return spec, nil
+}
+
+// add puts an option at the end of the table.
+func (s *Spec) add(option *Option) {
+	s.Options[option.Name] = option
+	s.Order = append(s.Order, option)
 }
 
 // subSpec makes the table for a struct of sub-options.
@@ -170,15 +174,6 @@ func subSpec(t reflect.Type, outer []reflect.Type) (*Spec, error) {
 	}
 
 	return specOf(t, rules, outer)
-}
-
-// names gives the options in the order in which they are looked at.
-func (s *Spec) names() []string {
-	if len(s.Order) == len(s.Options) {
-		return s.Order
-	}
-
-	return slices.Sorted(maps.Keys(s.Options)) // a table written by hand may leave Order out
 }
 
 // check finds names that clash and rules about options that do not exist.
@@ -202,7 +197,7 @@ func (s *Spec) check() error {
 	}
 
 	for _, rule := range s.Rules.RequiredIf {
-		value, err := plain(rule.Value, 0)
+		value, err := plain(deepCopy(rule.Value), 0)
 		if err == nil {
 			err = s.Options[rule.Option].checkChoices(&value)
 		}

@@ -27,7 +27,8 @@ type Task struct {
 	warnings     []string
 	deprecations []Deprecation
 
-	before  json.RawMessage // the first state that was read, kept over pauses
+	read    bool            // a state was read, in this pass or an earlier one
+	before  json.RawMessage // the first that was read, in diff mode alone; kept over pauses
 	diff    map[string]any
 	planned []string  // lines of what is to be done
 	done    []string  // lines of the steps that were done, kept over pauses
@@ -92,9 +93,12 @@ func (t *Task) Hide(secret Secret) {
 	}
 }
 
-// remember keeps the first state that was read, as `diff.before`.
+// remember keeps the first state that was read, as `diff.before`. It is encoded before a plan or a step could change it.
 func (t *Task) remember(state any) error {
-	if t.before != nil {
+	first := !t.read
+	t.read = true
+
+	if !first || !t.Diff {
 		return nil
 	}
 
@@ -163,7 +167,7 @@ func (t *Task) answer(values map[string]any, err error) map[string]any {
 		t.addFailure(result, failureOf(err))
 	}
 
-	if t.before != nil && err == nil {
+	if t.read && err == nil {
 		result["plan"] = t.lines()
 	}
 
@@ -208,12 +212,13 @@ func (t *Task) addFailure(result map[string]any, failure *Failure) {
 		result["hint"] = failure.Hint
 	}
 
-	detail := map[string]any{"code": string(failure.Code)}
+	// The code is one of a documented list; a program must be able to rely on it.
+	detail := map[string]any{"code": fixedText(failure.Code)}
 	if t.step != "" {
 		detail["step"] = t.step
 	}
 
-	if t.before != nil {
+	if t.read {
 		detail["done"] = append([]string{}, t.done...)
 	}
 
@@ -228,19 +233,12 @@ func (t *Task) encode(result map[string]any) []byte {
 	// The names of results and options are no secrets, even where a secret is equal to one.
 	keep := slices.Concat(slices.Collect(maps.Keys(result)), slices.Collect(maps.Keys(t.params)), fixedKeys)
 
-	masked, _ := t.mask.Value(result, keep...).(map[string]any)
-
-	// A failure's code is one of a documented list; a program must be able to rely on it.
-	if failure, ok := masked["failure"].(map[string]any); ok {
-		failure["code"] = result["failure"].(map[string]any)["code"]
-	}
-
-	text, err := json.Marshal(masked)
+	text, err := t.mask.AppendJSON(nil, result, keep...)
 	if err != nil {
-		// Only a defect in Masker.Value could come here; its text cannot hold a secret of the result.
+		// Only a defect could come here. The error's text may hold a secret, its type cannot.
 		text, _ = json.Marshal(map[string]any{
 			"failed": true, "msg": "encoding the result failed: " + reflect.TypeOf(err).String(),
-			"failure": map[string]any{"code": string(CodeInternal)},
+			"failure": map[string]any{"code": CodeInternal},
 		})
 	}
 

@@ -106,3 +106,27 @@ func TestNamesAreNoSecretsEvenWhereASecretEqualsOne(t *testing.T) {
 	assert.Contains(t, result["invocation"], "module_args")
 	assert.Contains(t, result, "changed")
 }
+
+// countedState counts how often it is encoded, which for a state of many objects is a large part of a task.
+type countedState struct{ encoded *int }
+
+func (s countedState) MarshalJSON() ([]byte, error) {
+	*s.encoded++
+
+	return []byte("{}"), nil
+}
+
+func TestTheStateIsEncodedOnceAndOnlyForTheDiff(t *testing.T) {
+	for _, diff := range []bool{false, true} {
+		task := newTask("toy", map[string]any{"_ansible_diff": diff})
+		encoded := 0
+
+		for range 2 {
+			require.NoError(t, task.remember(countedState{&encoded}))
+		}
+
+		assert.Equal(t, diff, encoded == 1, "%d times", encoded)
+		assert.Equal(t, diff, task.before != nil)
+		assert.Contains(t, task.answer(nil, nil), "plan", "it was read")
+	}
+}

@@ -38,6 +38,7 @@ type shape struct {
 
 var (
 	durationType    = reflect.TypeFor[Duration]()
+	stringType      = reflect.TypeFor[string]()
 	secretType      = reflect.TypeFor[Secret]()
 	unmarshalerType = reflect.TypeFor[encoding.TextUnmarshaler]()
 	namedTypes      = map[reflect.Type]string{

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -260,7 +261,7 @@ func (in *transfer) record(r Record) error {
 	}
 
 	name := dns.CanonicalName(r.Name)
-	if r.Class != dns.ClassINET || !dns.IsSubDomain(in.zone, name) {
+	if r.Class != dns.ClassINET || !in.has(name) {
 		return fmt.Errorf("%w: record %q is not of this zone", errMalformed, r.Name)
 	}
 
@@ -273,6 +274,16 @@ func (in *transfer) record(r Record) error {
 	}
 
 	return in.each(r)
+}
+
+// has tells whether a name is the zone or below it.
+func (in *transfer) has(name string) bool {
+	// For most names their end says so; one with escapes may have an escaped dot there.
+	if strings.HasSuffix(name, "."+in.zone) && !strings.Contains(name, `\`) {
+		return true
+	}
+
+	return dns.IsSubDomain(in.zone, name)
 }
 
 // takeSOA marks the beginning and, when it comes again, the end. Another SOA at the end means that the zone was changed

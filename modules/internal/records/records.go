@@ -5,6 +5,7 @@
 package records
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -125,6 +126,38 @@ func hasSuffixFold(text, suffix string) bool {
 
 // canonical brings an absolute name into the one form that is compared.
 func canonical(name string) (string, error) {
+	if isPlain(name) {
+		return name, nil
+	}
+
+	return rewritten(name)
+}
+
+// isPlain tells whether an absolute name is in canonical form for sure, as most are: of small letters, digits, hyphens,
+// underscores and asterisks, and not too long (RFC 1035, 3.1).
+func isPlain(name string) bool {
+	if len(name) > 254 || !strings.HasSuffix(name, ".") {
+		return false
+	}
+
+	label := 0
+
+	for _, c := range []byte(name) {
+		switch {
+		case c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '*':
+			label++
+		case c == '.' && label > 0 && label < 64:
+			label = 0
+		default:
+			return false
+		}
+	}
+
+	return true
+}
+
+// rewritten is canonical for any name.
+func rewritten(name string) (string, error) {
 	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
 		if label == "" && name != "." {
 			return "", broken("name-form", "%q has an empty label", name)
@@ -206,7 +239,11 @@ func InZone(name, zone string) bool {
 // FromRR gives the name, type and value of a record from a server.
 func FromRR(rr dns.RR) (ID, string, error) {
 	header := rr.Header()
-	id := ID{dns.CanonicalName(header.Name), typeName(header.Rrtype)}
+	id := ID{header.Name, typeName(header.Rrtype)}
+
+	if !isPlain(id.Name) {
+		id.Name = dns.CanonicalName(id.Name)
+	}
 
 	if typeNames[header.Rrtype] != "" {
 		return id, data(rr), nil
@@ -357,94 +394,95 @@ func (s Set) Without(other Set) []string {
 	return missing
 }
 
-// SortSets brings sets into the order of zone files: the zone itself first, then by name, each name after those above it.
-func SortSets(sets []Set) {
-	slices.SortFunc(sets, func(a, b Set) int {
-		if a.Name != b.Name {
-			return compareNames(a.Name, b.Name)
-		}
+// SortSets brings sets into the order of zone files.
+func SortSets(sets []Set) { SortBy(sets, Set.ID) }
 
-		return strings.Compare(a.Type, b.Type)
-	})
+// SortBy brings a list into the order of zone files: the zone itself first, then by name, each name after those above it, and
+// by type. What has the same name and type stays in its order.
+func SortBy[T any](list []T, id func(T) ID) {
+	type place struct {
+		key string
+		at  int
+	}
+
+	places := make([]place, len(list))
+	for i, item := range list {
+		places[i] = place{id(item).sortKey(), i}
+	}
+
+	compare := func(a, b place) int { return cmp.Or(strings.Compare(a.key, b.key), a.at-b.at) }
+	if slices.IsSortedFunc(places, compare) { // as servers send their zones
+		return
+	}
+
+	slices.SortFunc(places, compare)
+
+	sorted := make([]T, len(list))
+	for i, p := range places {
+		sorted[i] = list[p.at]
+	}
+
+	copy(list, sorted)
 }
 
-// compareNames compares labels from the right (RFC 4034, 6.1).
-func compareNames(a, b string) int {
-	// Most names of a zone differ in their first label alone.
-	if x, rest, ok := strings.Cut(a, "."); ok && strings.HasSuffix(b, rest) && !strings.Contains(a, `\`) && !strings.Contains(b, `\`) {
-		if y, same, ok := strings.Cut(b, "."); ok && same == rest {
-			return strings.Compare(x, y)
+// sortKey are the labels from the right (RFC 4034, 6.1) and the type. The octet 0 ends a label: it is less than all that a
+// label can have, in which it is written as an escape.
+func (id ID) sortKey() string {
+	var room [128]byte
+
+	key, end := room[:0], len(strings.TrimSuffix(id.Name, "."))
+
+	for at := end - 1; at >= -1; at-- {
+		if at >= 0 && (id.Name[at] != '.' || escapedDot(id.Name[:at+1])) {
+			continue
 		}
+
+		key = append(key, id.Name[at+1:end]...)
+		key = append(key, 0)
+		end = at
 	}
 
-	for a != "" && b != "" {
-		var x, y string
+	key = append(key, 0)
 
-		a, x = lastLabel(a)
-		b, y = lastLabel(b)
-
-		if x != y {
-			return strings.Compare(x, y)
-		}
-	}
-
-	return len(a) - len(b)
-}
-
-func lastLabel(name string) (rest, label string) {
-	name = strings.TrimSuffix(name, ".")
-	at := strings.LastIndexByte(name, '.')
-
-	for at > 0 && escapedDot(name[:at+1]) {
-		at = strings.LastIndexByte(name[:at], '.')
-	}
-
-	if at < 0 {
-		return "", name
-	}
-
-	return name[:at+1], name[at+1:]
+	return string(append(key, id.Type...))
 }
 
 // Collect groups single records into sets, as they come from a server or a file.
-type Collect struct {
-	sets []Set
-	last int
-	at   map[ID]int
-}
+type Collect struct{ sets []Set }
+
+// MakeCollect makes one for about so many sets.
+func MakeCollect(expected int) Collect { return Collect{sets: make([]Set, 0, expected)} }
 
 // Add takes one record.
 func (c *Collect) Add(id ID, ttl uint32, value string) {
-	if c.at == nil {
-		c.at = map[ID]int{}
-	}
-
-	index, known := c.last, c.last < len(c.sets) && c.sets[c.last].ID() == id
-	if !known {
-		index, known = c.at[id]
-	}
-
-	if !known {
-		index = len(c.sets)
-		c.at[id] = index
-		c.sets = append(c.sets, Set{Name: id.Name, Type: id.Type, TTL: ttl})
-	}
-
-	c.last = index
-	set := &c.sets[index]
-	set.Values = append(set.Values, value)
-	set.TTL = min(set.TTL, ttl) // they should not differ (RFC 2181, 5.2)
+	c.sets = append(c.sets, Set{Name: id.Name, Type: id.Type, TTL: ttl, Values: []string{value}})
 }
 
 // Sets gives what came, in order.
 func (c *Collect) Sets() []Set {
-	for i := range c.sets {
-		slices.Sort(c.sets[i].Values)
-	}
-
 	SortSets(c.sets)
 
-	return c.sets
+	sets := c.sets[:0]
+
+	for _, set := range c.sets {
+		if len(sets) == 0 || sets[len(sets)-1].ID() != set.ID() {
+			sets = append(sets, set)
+
+			continue
+		}
+
+		last := &sets[len(sets)-1]
+		last.Values = append(last.Values, set.Values...)
+		last.TTL = min(last.TTL, set.TTL) // they should not differ (RFC 2181, 5.2)
+	}
+
+	for i := range sets {
+		slices.Sort(sets[i].Values)
+	}
+
+	c.sets = sets
+
+	return sets
 }
 
 // Count is the number of records in sets.

@@ -3,8 +3,10 @@
 package records
 
 import (
+	"cmp"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -281,6 +283,99 @@ func TestUnreadableDataStaysOpaque(t *testing.T) {
 	_, value, err = FromRR(&dns.A{Hdr: dns.RR_Header{Name: "a.", Rrtype: dns.TypeA}, A: net.IPv4(192, 0, 2, 1)})
 	require.NoError(t, err)
 	assert.Equal(t, "192.0.2.1", value)
+}
+
+// order compares sets as RFC 4034, 6.1 says it, label by label.
+func order(a, b Set) int {
+	labels := func(name string) []string {
+		list := dns.SplitDomainName(name)
+		slices.Reverse(list)
+
+		return list
+	}
+
+	return cmp.Or(slices.Compare(labels(a.Name), labels(b.Name)), strings.Compare(a.Type, b.Type))
+}
+
+// FuzzOrder compares the order of two names, and the short way to a canonical name with the long one.
+func FuzzOrder(f *testing.F) {
+	f.Add("www", "a.www", "A", "TXT")
+	f.Add("host-1", "host-10", "A", "A")
+	f.Add(`a\.b`, "b", "A", "AAAA")
+	f.Add("*.x", "X_.x", "NS", "A")
+	f.Add(`\000a.b`, `\000.b`, "A", "A")
+	f.Add(strings.Repeat("a", 63)+"."+strings.Repeat("b", 64), strings.Repeat("abcdefgh.", 26)+"x", "A", "A")
+	f.Add("example.org.", ".", "A", "NS")
+
+	f.Fuzz(func(t *testing.T, first, second, firstType, secondType string) {
+		var sets []Set
+
+		for _, each := range [][2]string{{first, firstType}, {second, secondType}} {
+			name, err := MakeName(each[0], zone)
+			if err != nil || strings.Contains(each[1], "\x00") {
+				return
+			}
+
+			if long, err := rewritten(name); isPlain(name) {
+				require.NoError(t, err)
+				require.Equal(t, long, name)
+			}
+
+			sets = append(sets, Set{Name: name, Type: each[1]})
+		}
+
+		require.Equal(t, order(sets[0], sets[1]), strings.Compare(sets[0].ID().sortKey(), sets[1].ID().sortKey()), "%v", sets)
+	})
+}
+
+func TestPlainNamesAreNotLongerThanNamesMayBe(t *testing.T) {
+	long := strings.Repeat(strings.Repeat("a", 49)+".", 5) // 250
+	for _, name := range []string{"a.", "*.", "a_-9.", long, long + "abc.", strings.Repeat("a", 63) + "."} {
+		assert.True(t, isPlain(name), name)
+
+		again, err := rewritten(name)
+		require.NoError(t, err)
+		assert.Equal(t, name, again)
+	}
+
+	for _, name := range []string{"", ".", "a", "a..", ".a.", "A.", `a\.`, "a b.", long + "abcd.", strings.Repeat("a", 64) + "."} {
+		assert.False(t, isPlain(name), name)
+	}
+}
+
+func TestRecordsAreCollectedInAnyOrder(t *testing.T) {
+	found := MakeCollect(1)
+	for _, each := range []struct {
+		id    ID
+		ttl   uint32
+		value string
+	}{
+		{ID{"b.example.com.", "A"}, 60, "192.0.2.2"}, {ID{"a.b.example.com.", "A"}, 60, "192.0.2.3"}, {ID{"example.com.", "NS"}, 60, "ns."},
+		{ID{"b.example.com.", "A"}, 30, "192.0.2.1"}, {ID{"b.example.com.", "AAAA"}, 60, "2001:db8::1"},
+	} {
+		found.Add(each.id, each.ttl, each.value)
+	}
+
+	assert.Equal(t, []Set{
+		{Name: "example.com.", Type: "NS", TTL: 60, Values: []string{"ns."}},
+		{Name: "b.example.com.", Type: "A", TTL: 30, Values: []string{"192.0.2.1", "192.0.2.2"}},
+		{Name: "b.example.com.", Type: "AAAA", TTL: 60, Values: []string{"2001:db8::1"}},
+		{Name: "a.b.example.com.", Type: "A", TTL: 60, Values: []string{"192.0.2.3"}},
+	}, found.Sets())
+}
+
+func TestSortingKeepsTheOrderOfEquals(t *testing.T) {
+	var sets []Set
+	for i := range uint32(200) {
+		sets = append(sets, Set{Name: fmt.Sprintf("h%d.example.com.", i*7%10), Type: "A", TTL: i})
+	}
+
+	SortSets(sets)
+
+	for i, set := range sets[1:] {
+		before := sets[i]
+		assert.True(t, order(before, set) < 0 || before.ID() == set.ID() && before.TTL < set.TTL, "%v %v", before, set)
+	}
 }
 
 // FuzzMakeSet makes sure that what is accepted can be sent, and is the same when it comes back.

@@ -81,9 +81,13 @@ func checkCAA(caa *dns.CAA) error {
 
 // checkValues judges the values of one set together.
 func checkValues(set Set) error {
+	if len(set.Values) < 2 {
+		return nil
+	}
+
 	var errs []error
 
-	seen := map[string]bool{}
+	seen := make(map[string]bool, len(set.Values))
 
 	for _, value := range set.Values {
 		key := set.key(value, true)
@@ -94,11 +98,11 @@ func checkValues(set Set) error {
 		seen[key] = true
 	}
 
-	if set.Type == "CNAME" && len(set.Values) > 1 {
+	if set.Type == "CNAME" {
 		errs = append(errs, broken("cname-single", "a CNAME has one value, not %d", len(set.Values)))
 	}
 
-	if set.Type == "MX" && len(set.Values) > 1 && slices.ContainsFunc(set.Values, func(v string) bool { return strings.HasSuffix(v, " .") }) {
+	if set.Type == "MX" && slices.ContainsFunc(set.Values, func(v string) bool { return strings.HasSuffix(v, " .") }) {
 		errs = append(errs, broken("mx-null", `"0 ." says that there is no mail and stands alone (RFC 7505)`))
 	}
 
@@ -114,19 +118,19 @@ func checkValues(set Set) error {
 func Merge(sets []Set) ([]Set, error) {
 	var errs []error
 
-	merged := make([]Set, 0, len(sets))
-	at := make(map[ID]int, len(sets))
+	sorted := slices.Clone(sets)
+	SortSets(sorted)
 
-	for _, set := range sets {
-		index, known := at[set.ID()]
-		if !known {
-			at[set.ID()] = len(merged)
+	merged := sorted[:0]
+
+	for _, set := range sorted {
+		if len(merged) == 0 || merged[len(merged)-1].ID() != set.ID() {
 			merged = append(merged, set)
 
 			continue
 		}
 
-		first := &merged[index]
+		first := &merged[len(merged)-1]
 		if first.TTL != set.TTL {
 			errs = append(errs, located(set.String(), broken("one-ttl", "has ttl %d and %d; all records of one name and type have the same (RFC 2181, 5.2)", first.TTL, set.TTL)))
 		}
@@ -140,8 +144,6 @@ func Merge(sets []Set) ([]Set, error) {
 			errs = append(errs, err)
 		}
 	}
-
-	SortSets(merged)
 
 	return merged, errors.Join(append(errs, checkCNAMEs(merged, nil))...)
 }

@@ -56,14 +56,13 @@ const MaxTTL = 1<<31 - 1
 // MakeSet makes a set of what a person wrote, and reports every rule that it breaks by itself. Sets without values are
 // allowed: they name what is to be absent.
 func MakeSet(entry Entry, zone string, ttl uint32) (Set, error) {
-	where := fmt.Sprintf("%s %s", entry.Name, entry.Type)
 	set := Set{Type: strings.ToUpper(entry.Type), TTL: ttl}
 
 	var errs []error
 
 	note := func(err error) {
 		if err != nil {
-			errs = append(errs, located(where, err))
+			errs = append(errs, located(fmt.Sprintf("%s %s", entry.Name, entry.Type), err))
 		}
 	}
 
@@ -135,12 +134,8 @@ func checkOwner(name, kind, zone string) error {
 		return broken("bailiwick", "%q is not in zone %q", name, zone)
 	}
 
-	labels := dns.SplitDomainName(name)
-
-	for i, label := range labels {
-		if label == "*" && i > 0 {
-			return broken("wildcard-leftmost", "%q: only the leftmost label can be a wildcard", name)
-		}
+	if strings.Contains(name, ".*") && slices.Contains(dns.SplitDomainName(name)[1:], "*") {
+		return broken("wildcard-leftmost", "%q: only the leftmost label can be a wildcard", name)
 	}
 
 	if kind == "CNAME" && name == zone {
@@ -151,11 +146,16 @@ func checkOwner(name, kind, zone string) error {
 		return broken("ds-apex", "DS stands in the zone above (RFC 4035, 2.4)")
 	}
 
-	if kind == "SRV" && (len(labels) < 2 || !underscored(labels[0]) || !underscored(labels[1])) {
+	if kind == "SRV" && !isService(dns.SplitDomainName(name)) {
 		return broken("srv-name", "%q: must begin with the service and the protocol, for example _sip._tcp (RFC 2782)", name)
 	}
 
 	return nil
+}
+
+// isService tells whether labels begin with a service and a protocol.
+func isService(labels []string) bool {
+	return len(labels) > 1 && underscored(labels[0]) && underscored(labels[1])
 }
 
 func underscored(label string) bool { return len(label) > 1 && label[0] == '_' }
