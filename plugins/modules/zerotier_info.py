@@ -29,6 +29,11 @@ options:
     description:
       - The network to read. Left out, all of the host's; with I(controller) it is needed.
     type: str
+  service:
+    description:
+      - Whether to read the host's service; without it, only the controller is asked.
+    type: bool
+    default: true
   peers:
     description:
       - Whether to read the nodes that the service knows.
