@@ -208,7 +208,10 @@ func (t *Task) addFailure(result map[string]any, failure *Failure) {
 		result["hint"] = failure.Hint
 	}
 
-	detail := map[string]any{"code": string(failure.Code)}
+	detail := map[string]any{}
+	maps.Copy(detail, failure.Details)
+	detail["code"] = string(failure.Code)
+
 	if t.step != "" {
 		detail["step"] = t.step
 	}
