@@ -60,7 +60,7 @@ func (h *host) set(ctx context.Context, do setMember) error {
 		h.undo.sent = &ztapi.MemberChange{}
 	}
 
-	each(do.Change, func(field int, value reflect.Value) { reflect.ValueOf(h.undo.sent).Elem().Field(field).Set(value) })
+	*h.undo.sent = h.undo.sent.And(do.Change)
 
 	stored, err := h.controller.SetMember(ctx, h.args.NetworkID, h.first.Node, do.Change, do.New)
 	if stored.Node != "" {
@@ -218,8 +218,7 @@ func (h *host) undoMember(ctx context.Context) error {
 		sent.Addresses = &was.Addresses // who is authorised may have got some by itself
 	}
 
-	change := valuesOf(sent, was)
-	change.Rejected = was.Rejected
+	change := sent.Of(was)
 
 	if have != nil && len(compare(change, *have)) == 0 && have.Rejected == was.Rejected {
 		return nil
@@ -259,34 +258,9 @@ func (h *host) undoNew(ctx context.Context, have *ztapi.Member) error {
 		sent.Name = nil // it loses them
 	}
 
-	if differs := compare(valuesOf(sent, *h.undo.answered), *have); len(differs) > 0 {
+	if differs := compare(sent.Of(*h.undo.answered), *have); len(differs) > 0 {
 		return fmt.Errorf("the record of member %s is not as this task left it (%s): it stays", have.Node, strings.Join(differs, "; "))
 	}
 
 	return h.controller.DeleteMember(ctx, h.args.NetworkID, h.first.Node)
-}
-
-// each goes through the fields that a change has.
-func each(change ztapi.MemberChange, do func(field int, value reflect.Value)) {
-	fields := reflect.ValueOf(change)
-
-	for i := range fields.NumField() {
-		if one := fields.Field(i); one.Kind() == reflect.Pointer && !one.IsNil() {
-			do(i, one)
-		}
-	}
-}
-
-// valuesOf gives the fields that a change has the values that a record has: both name them alike.
-func valuesOf(fields ztapi.MemberChange, record ztapi.Member) ztapi.MemberChange {
-	made := ztapi.MemberChange{}
-	into, from := reflect.ValueOf(&made).Elem(), reflect.ValueOf(record)
-
-	each(fields, func(field int, value reflect.Value) {
-		copied := reflect.New(value.Type().Elem())
-		copied.Elem().Set(from.FieldByName(into.Type().Field(field).Name))
-		into.Field(field).Set(copied)
-	})
-
-	return made
 }

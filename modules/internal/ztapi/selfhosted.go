@@ -289,13 +289,13 @@ func (j networkJSON) make() Network {
 	}
 
 	for _, pool := range j.Pools {
-		made.Pools = append(made.Pools, Pool(pool))
+		made.Pools = append(made.Pools, Pool{CanonicalAddress(pool.Start), CanonicalAddress(pool.End)})
 	}
 
 	for _, route := range j.Routes {
-		one := Route{Target: route.Target}
+		one := Route{Target: CanonicalPrefix(route.Target)}
 		if route.Via != nil {
-			one.Via = *route.Via
+			one.Via = CanonicalAddress(*route.Via)
 		}
 
 		made.Routes = append(made.Routes, one)
