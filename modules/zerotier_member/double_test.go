@@ -219,6 +219,20 @@ func TestWhyNot(t *testing.T) {
 		"service down": {
 			func(w *zttest.World) { w.Nodes[zttest.NodeA].Server.Close() }, nil, "service_unreachable", "connection refused",
 		},
+		"no device":  {status("PORT_ERROR"), nil, "refused_by_node", "has status PORT_ERROR"},
+		"old client": {status("CLIENT_TOO_OLD"), nil, "refused_by_node", "has status CLIENT_TOO_OLD"},
+		"not on loopback": {
+			func(w *zttest.World) {
+				w.Intercept = func(face string, out http.ResponseWriter, _ *http.Request) bool {
+					if face == "service" {
+						out.WriteHeader(http.StatusUnauthorized)
+						fmt.Fprint(out, "{}")
+					}
+
+					return face == "service"
+				}
+			}, nil, "token_refused", "or the caller is not on the service's loopback",
+		},
 		"offline": {
 			func(w *zttest.World) { w.Nodes[zttest.NodeA].RootUp = func() bool { return false } }, dict{"wait_for": "online"}, "offline", "reaches no root server",
 		},
@@ -248,6 +262,22 @@ func TestWhyNot(t *testing.T) {
 				t.Errorf("still joined: %s", joined)
 			}
 		})
+	}
+}
+
+// status has the service say that a network has a status that was not recorded: its form is that of the others.
+func status(text string) func(w *zttest.World) {
+	return func(w *zttest.World) {
+		joined := func() bool { return len(w.Nodes[zttest.NodeA].Joined()) > 0 }
+
+		w.Intercept = func(face string, out http.ResponseWriter, r *http.Request) bool {
+			shown := face == "service" && strings.HasSuffix(r.URL.Path, "/network/"+zttest.Network) && r.Method == http.MethodGet && joined()
+			if shown {
+				fmt.Fprintf(out, `{"nwid":%q,"id":%q,"status":%q,"portDeviceName":"zt0","allowManaged":true}`, zttest.Network, zttest.Network, text)
+			}
+
+			return shown
+		}
 	}
 }
 
@@ -400,6 +430,13 @@ func TestAbsent(t *testing.T) {
 	absent := dict{"state": "absent"}
 
 	zttest.OK(t, module, managed(w, nil))
+	w.Requests()
+	zttest.OK(t, module, managed(w, absent), dict{"member_on_absent": "delete"}, zttest.Check)
+
+	for _, one := range w.Requests() {
+		assert.Equal(t, http.MethodGet, one.Method, "check mode: %v", one)
+	}
+
 	result := zttest.OK(t, module, managed(w, absent))
 	assert.Equal(t, []string{"delete membership of this host in network 6eabbc719100beef (leave it)"}, result.Lines())
 	assert.Equal(t, true, w.Member(zttest.NodeA)["authorized"], "kept unless asked")

@@ -226,3 +226,36 @@ func TestSlowController(t *testing.T) {
 	assert.Contains(t, result.Msg(), "controller.deadline")
 	assert.Less(t, time.Since(start), 10*time.Second)
 }
+
+// TestPublicNetworkIsLeftWithoutARecord has a network that authorises for good whoever asks: the task's record goes all the
+// same when it fails.
+func TestPublicNetworkIsLeftWithoutARecord(t *testing.T) {
+	w := zttest.New(t)
+	w.Controller("POST", "/controller/network/"+zttest.Network, `{"private":false}`)
+
+	result := zttest.Run(t, module, managed(w, nil), noAddress)
+	assert.Equal(t, true, failure(result)["rolled_back"], result.Text)
+	assert.Empty(t, w.Member(zttest.NodeA))
+
+	// Made private again, it does not let the node in by itself.
+	w.Controller("POST", "/controller/network/"+zttest.Network, `{"private":true}`)
+
+	task := args(w)
+	task["wait_timeout"] = "300ms"
+	assert.Equal(t, "not_authorized", zttest.Run(t, module, task).Code())
+}
+
+// TestNoAddressOfItsOwn has a network that gives addresses made of the node's id, and a member that is to get none by
+// itself: these are not waited for.
+func TestNoAddressOfItsOwn(t *testing.T) {
+	w := zttest.New(t)
+	w.Controller("POST", "/controller/network/"+zttest.Network, `{"v6AssignMode":{"rfc4193":true,"6plane":true,"zt":false}}`)
+
+	result := zttest.OK(t, module, managed(w, dict{"no_auto_assign_ips": true, "wait_for": "addresses"}))
+	assert.Empty(t, result.Dict["assigned_addresses"])
+	assert.NotEmpty(t, result.Dict["rfc4193_address"])
+
+	result = zttest.OK(t, module, managed(w, dict{"no_auto_assign_ips": false, "ip_assignments": []string{"10.147.17.60"}}))
+	assert.Len(t, result.Dict["assigned_addresses"], 3)
+	assert.Contains(t, result.Dict["assigned_addresses"], fmt.Sprint(result.Dict["rfc4193_address"])+"/88")
+}

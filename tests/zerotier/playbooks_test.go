@@ -285,7 +285,7 @@ func (s *site) writeInventory() {
 	here["zerotier_package_source"], here["zerotier_forward_to"] = "vendor", []string{"10.66.0.0/24"}
 
 	children["zerotier_nodes"] = map[string]any{"hosts": hosts}
-	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}}}
+	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}, "n3": map[string]any{}}}
 
 	text, err = yaml.Marshal(inventory)
 	require.NoError(s, err)
@@ -425,6 +425,13 @@ func TestPlaybooks(t *testing.T) {
 
 	s.refusesKeys()
 
+	vars := filepath.Join(t.TempDir(), "vars.json")
+	require.NoError(t, os.WriteFile(vars, []byte(`{"zerotier_extra_addresses": ["10.147.17.200"]}`), 0o600))
+
+	twice := s.play("10", "-e", "@"+vars)
+	require.NotZero(t, twice.code, twice.output)
+	require.Contains(t, twice.output, "two members would have the same address")
+
 	start := time.Now()
 	s.passes("10")
 	t.Logf("10_setup_zerotier on three hosts: %s", time.Since(start).Round(100*time.Millisecond))
@@ -495,13 +502,22 @@ func TestPlaybooks(t *testing.T) {
 	s.fails("18", "not installed")
 	s.isAsBefore()
 
-	// An installation that is broken goes too, and the record with it.
-	s.passes("10", "--limit", packaged)
+	// A package that was removed and left its home, with an identity, is installed again; this time the distribution has it.
+	// An installation that is broken goes too, and the record with it; the home that was there stays.
+	s.sh(packaged, `mkdir /var/lib/zerotier-one && echo mine >/var/lib/zerotier-one/kept
+echo 'deb [trusted=yes] file:/srv/zerotier/repo test main' >/etc/apt/sources.list.d/distribution.list`)
+	s.passes("10", "--limit", packaged, "-e", "zerotier_package_source=distribution")
+	assert.Empty(t, s.sh(packaged, "ls /usr/share/keyrings /etc/apt/sources.list.d | grep thinkube || true"))
 	require.Contains(t, s.members(), nodes[packaged])
-	s.sh("n3", "systemctl stop zerotier-one; rm /usr/sbin/ztdouble /var/lib/zerotier-one/authtoken.secret")
+	s.sh(packaged, "systemctl stop zerotier-one; rm /usr/sbin/ztdouble /var/lib/zerotier-one/authtoken.secret")
 	s.passes("19", "--limit", packaged)
-	s.passes("19")
 	assert.Equal(t, []string{nodes[byHand], foreigner}, s.members())
+	assert.Equal(t, "mine", strings.TrimSpace(s.sh(packaged, "cat /var/lib/zerotier-one/kept")))
+	assert.NotContains(t, s.sh(packaged, "ls -R /var/lib/zerotier-one"), network, "it would join again")
+	s.sh(packaged, "dpkg --purge zerotier-one; rm -rf /var/lib/zerotier-one /etc/apt/sources.list.d/distribution.list; apt-get -qq update")
+
+	// Routes are of use to the hosts that stay: they went only when all of them were rolled back.
+	s.passes("19")
 	s.isAsBefore()
 }
 
