@@ -150,7 +150,8 @@ func (h *host) rollBack(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 
-	h.reopen(ctx)
+	h.reopenService(ctx)
+	h.reopenController(ctx)
 
 	err := errors.Join(h.undoNode(ctx), h.undoMember(ctx))
 	h.undo = undo{}
@@ -168,21 +169,27 @@ func (h *host) rollBack(ctx context.Context, cause error) error {
 	return failure
 }
 
-// reopen finds the service and the controller again: a service that was started anew may have another port and another
-// token, and a controller's time may be over.
-func (h *host) reopen(ctx context.Context) {
-	if h.service != nil {
-		service, err := ztapi.OpenService(ctx, h.args.ServiceOptions, h.task.Hide)
-		if err == nil {
-			h.service = service
-		}
+// reopenService finds the service again: one that was started anew may have another port and another token.
+func (h *host) reopenService(ctx context.Context) {
+	if h.service == nil {
+		return
 	}
 
-	if h.controller != nil {
-		controller, err := ztapi.OpenController(ctx, h.args.Controller, h.args.ServiceOptions, h.task.Hide)
-		if err == nil {
-			h.controller = controller
-		}
+	service, err := ztapi.OpenService(ctx, h.args.ServiceOptions, h.task.Hide)
+	if err == nil {
+		h.service = service
+	}
+}
+
+// reopenController is the same for a controller in that service, and gives any controller its time again.
+func (h *host) reopenController(ctx context.Context) {
+	if h.controller == nil {
+		return
+	}
+
+	controller, err := ztapi.OpenController(ctx, h.args.Controller, h.args.ServiceOptions, h.task.Hide)
+	if err == nil {
+		h.controller = controller
 	}
 }
 

@@ -138,11 +138,10 @@ func (h *host) lookAgain(ctx context.Context, state *State) error {
 		return nil
 	}
 
-	ownController := h.args.Controller.Kind == ztapi.KindSelfHosted && h.args.Controller.URL == ""
-	if h.controller == nil || ownController {
-		h.reopen(ctx)
-	} else if service, openErr := ztapi.OpenService(ctx, h.args.ServiceOptions, h.task.Hide); openErr == nil {
-		h.service = service
+	h.reopenService(ctx)
+
+	if h.args.Controller.Kind == ztapi.KindSelfHosted && h.args.Controller.URL == "" { // it is the same service
+		h.reopenController(ctx)
 	}
 
 	return err

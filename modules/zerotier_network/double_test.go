@@ -205,6 +205,15 @@ func TestUnknownIsNotEmpty(t *testing.T) {
 		}
 	}
 
+	// Nor is a controller that does not say who it is asked for a network of its own.
+	w := zttest.New(t)
+	w.Intercept = func(_ string, out http.ResponseWriter, _ *http.Request) bool {
+		fmt.Fprint(out, "{}")
+
+		return true
+	}
+	assert.Equal(t, "unexpected_answer", zttest.Run(t, module, task(w, nil)).Code())
+
 	// A list of networks that is not there does not say that there is none of that name.
 	for _, version := range []int{1, 2} {
 		w := zttest.New(t)

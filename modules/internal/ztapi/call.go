@@ -105,6 +105,15 @@ func (c *caller) do(ctx context.Context, method, path string, body any, once boo
 // errDeadline is why a request ends that has no time left.
 var errDeadline = errors.New("the time for all requests of the controller is over (option controller.deadline)")
 
+// withCause names the deadline that ended a request.
+func withCause(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errDeadline) {
+		return fmt.Errorf("%w: %w", errDeadline, err)
+	}
+
+	return err
+}
+
 func (c *caller) persist(ctx context.Context, method, path string, body any, once bool) (answer, error) {
 	var text []byte
 
@@ -120,10 +129,8 @@ func (c *caller) persist(ctx context.Context, method, path string, body any, onc
 	for try := 0; ; try++ {
 		got, err := c.try(ctx, method, path, text)
 
+		err = withCause(ctx, err)
 		again := err != nil || got.passing()
-		if err != nil && ctx.Err() != nil {
-			err = errors.Join(err, context.Cause(ctx))
-		}
 
 		if !again || try >= c.retries || ctx.Err() != nil || once && (err != nil || got.status != http.StatusTooManyRequests) {
 			return got, c.judge(method, path, got, err)
@@ -131,7 +138,7 @@ func (c *caller) persist(ctx context.Context, method, path string, body any, onc
 
 		select {
 		case <-ctx.Done():
-			return got, c.judge(method, path, got, errors.Join(err, context.Cause(ctx)))
+			return got, c.judge(method, path, got, withCause(ctx, errors.Join(err, ctx.Err())))
 		case <-time.After(pause(try, got.header, time.Now())):
 		}
 	}

@@ -125,6 +125,10 @@ func (c *selfHosted) Node(ctx context.Context) (string, error) {
 		err = c.refused(http.MethodGet, "/status", answer{status: http.StatusNotFound})
 	}
 
+	if err == nil && !nodeIDPattern.MatchString(status.Address) {
+		err = ansible.Fail(CodeUnexpectedAnswer, "look whether the URL is that of a ZeroTier service", "GET /status of %s at %s: %q is no node id", c.what, c.base, status.Address)
+	}
+
 	return status.Address, err
 }
 
