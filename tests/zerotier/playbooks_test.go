@@ -528,6 +528,15 @@ echo 'deb [trusted=yes] file:/srv/zerotier/repo test main' >/etc/apt/sources.lis
 	// Routes are of use to the hosts that stay: they went only when all of them were rolled back.
 	s.passes("19")
 	s.isAsBefore()
+
+	// A network that its controller lacks meanwhile has no record to restore: no reason to keep the hosts as they are.
+	s.passes("10")
+	s.api("DELETE", "/controller/network/"+network, "")
+	s.passes("19")
+
+	for _, host := range []string{"n1", "n3"} {
+		assert.NotContains(t, s.sh(host, "ls -R /var/lib/zerotier-one /var/lib/thinkube 2>&1 || true"), network)
+	}
 }
 
 // other is a network that is none of ours.
