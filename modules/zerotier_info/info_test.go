@@ -45,6 +45,16 @@ func TestReadsNodeAndController(t *testing.T) {
 	}
 }
 
+// TestOnlyTheController is asked from a host whose own service is of no concern.
+func TestOnlyTheController(t *testing.T) {
+	w := zttest.New(t)
+	read := zttest.OK(t, zerotierinfo.Module, dict{
+		"home": t.TempDir(), "service": false, "network_id": zttest.Network, "controller": w.SelfHosted(),
+	}).Dict
+	assert.Equal(t, false, read["installed"])
+	assert.Equal(t, "lab", read["network"].(dict)["name"])
+}
+
 func TestHostWithoutService(t *testing.T) {
 	read := zttest.OK(t, zerotierinfo.Module, dict{"home": "/nonexistent"}).Dict
 	assert.Equal(t, false, read["installed"])

@@ -18,6 +18,7 @@ import (
 type Args struct {
 	NetworkID string `ansible:"network_id"`
 	ztapi.ServiceOptions
+	Service    bool                    `ansible:"service" default:"true"`
 	Peers      bool                    `ansible:"peers" default:"false"`
 	Controller ztapi.ControllerOptions `ansible:"controller,apply_defaults"`
 }
@@ -80,7 +81,11 @@ type host struct {
 func (h *host) Read(ctx context.Context) (Values, error) {
 	read := Values{Networks: []Network{}, Peers: []ztapi.Peer{}, Members: []ztapi.Member{}}
 
-	err := h.readService(ctx, &read)
+	var err error
+	if h.args.Service {
+		err = h.readService(ctx, &read)
+	}
+
 	if err == nil && h.args.Controller.Kind != ztapi.KindNone {
 		err = h.readController(ctx, &read)
 	}

@@ -20,7 +20,11 @@ import (
 const undoTimeout = time.Minute
 
 // undo is what this task has touched.
-type undo struct{ joined, settings, member bool }
+type undo struct {
+	joined, settings bool
+	sent             *ztapi.MemberChange // all fields of the member that it tried to change
+	answered         *ztapi.Member       // what the controller said to that; nil: nothing
+}
 
 // Apply does one step; when it fails, what the task did before is undone.
 func (h *host) Apply(ctx context.Context, step plan.Step) error {
@@ -32,8 +36,6 @@ func (h *host) apply(ctx context.Context, step plan.Step) error {
 
 	switch do := step.Do.(type) {
 	case setMember:
-		h.undo.member = true
-
 		return h.set(ctx, do)
 	case deleteMember:
 		return h.controller.DeleteMember(ctx, network, h.first.Node)
@@ -54,7 +56,18 @@ func (h *host) apply(ctx context.Context, step plan.Step) error {
 
 // set sends a change of the member and looks what the controller stored: it takes nearly anything.
 func (h *host) set(ctx context.Context, do setMember) error {
+	if h.undo.sent == nil {
+		h.undo.sent = &ztapi.MemberChange{}
+	}
+
+	*h.undo.sent = h.undo.sent.And(do.Change)
+
 	stored, err := h.controller.SetMember(ctx, h.args.NetworkID, h.first.Node, do.Change, do.New)
+	if stored.Node != "" {
+		answered := stored
+		h.undo.answered = &answered
+	}
+
 	if err != nil {
 		return err
 	}
@@ -64,7 +77,7 @@ func (h *host) set(ctx context.Context, do setMember) error {
 	// Central v1 was seen by users to lose the name of a member whose node has not asked yet: it is sent again then.
 	if do.New && h.args.Controller.Kind == ztapi.KindCentralV1 && do.Change.Name != nil {
 		differs = slices.DeleteFunc(differs, func(text string) bool { return strings.HasPrefix(text, "name:") })
-		stored.Name = *do.Change.Name
+		stored.Name, h.promised = *do.Change.Name, *do.Change.Name
 	}
 
 	if len(differs) > 0 {
@@ -105,28 +118,79 @@ func check[T any](want *T, have T, name string, note func(string, any, any)) {
 
 // rollBack puts back what the task changed, when it failed, and says so. The way back is not bound to the task's time.
 func (h *host) rollBack(ctx context.Context, cause error) error {
-	if cause == nil || !h.args.Rollback || h.args.State != "present" || h.first == nil || h.undo == (undo{}) {
-		return cause
+	if cause == nil {
+		return nil
+	}
+
+	details := map[string]any{"rolled_back": false, "waited_s": h.last.waited.Seconds()}
+
+	if h.last.Joined != nil {
+		details["status"] = h.last.Joined.Status
+	}
+
+	if h.last.tests != nil {
+		details["tests"] = h.last.tests
+	}
+
+	failure := &ansible.Failure{Code: ansible.CodeFailed, Err: cause, Details: details}
+
+	var known *ansible.Failure
+	if errors.As(cause, &known) {
+		failure.Code, failure.Hint = known.Code, known.Hint
+	}
+
+	if !h.args.Rollback || h.args.State != "present" || h.first == nil || h.undo == (undo{}) {
+		if known == nil {
+			return cause // what kind it is, the SDK can tell
+		}
+
+		return failure
 	}
 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 
+	h.reopenService(ctx)
+	h.reopenController(ctx)
+
 	err := errors.Join(h.undoNode(ctx), h.undoMember(ctx))
 	h.undo = undo{}
 
-	var failure *ansible.Failure
-
-	code, hint := ansible.CodeFailed, ""
-	if errors.As(cause, &failure) {
-		code, hint = failure.Code, failure.Hint
-	}
-
 	if err != nil {
-		return ansible.Fail(code, "look at the member's record and at the host's networks; "+hint, "%w; and what this task had changed could not be put back: %w", cause, err)
+		failure.Hint = "look at the member's record and at the host's networks; " + failure.Hint
+		failure.Err = fmt.Errorf("%w; and what this task had changed could not be put back: %w", cause, err)
+
+		return failure
 	}
 
-	return ansible.Fail(code, hint, "%w; what this task had changed was put back", cause)
+	details["rolled_back"] = true
+	failure.Err = fmt.Errorf("%w; what this task had changed was put back", cause)
+
+	return failure
+}
+
+// reopenService finds the service again: one that was started anew may have another port and another token.
+func (h *host) reopenService(ctx context.Context) {
+	if h.service == nil {
+		return
+	}
+
+	service, err := ztapi.OpenService(ctx, h.args.ServiceOptions, h.task.Hide)
+	if err == nil {
+		h.service = service
+	}
+}
+
+// reopenController is the same for a controller in that service, and gives any controller its time again.
+func (h *host) reopenController(ctx context.Context) {
+	if h.controller == nil {
+		return
+	}
+
+	controller, err := ztapi.OpenController(ctx, h.args.Controller, h.args.ServiceOptions, h.task.Hide)
+	if err == nil {
+		h.controller = controller
+	}
 }
 
 func (h *host) undoNode(ctx context.Context) error {
@@ -143,33 +207,67 @@ func (h *host) undoNode(ctx context.Context) error {
 }
 
 func (h *host) undoMember(ctx context.Context) error {
-	if !h.undo.member {
+	if h.undo.sent == nil {
 		return nil
 	}
 
-	was := h.first.Member
-	if was == nil {
-		return h.controller.DeleteMember(ctx, h.args.NetworkID, h.first.Node)
+	have, err := h.controller.Member(ctx, h.args.NetworkID, h.first.Node)
+	if err != nil {
+		return err
 	}
 
-	change := ztapi.MemberChange{
-		Authorized: &was.Authorized, Name: &was.Name, Addresses: &was.Addresses, NoAutoAssignIPs: &was.NoAutoAssignIPs, ActiveBridge: &was.ActiveBridge,
+	if h.first.Member == nil {
+		return h.undoNew(ctx, have)
 	}
 
-	kind := h.args.Controller.Kind
-	if kind != ztapi.KindSelfHosted {
-		change.Description = &was.Description
+	was, sent := *h.first.Member, *h.undo.sent
+	if sent.Authorized != nil {
+		sent.Addresses = &was.Addresses // who is authorised may have got some by itself
 	}
 
-	if kind == ztapi.KindCentralV1 {
-		change.Hidden = &was.Hidden
+	change := sent.Of(was)
+
+	if have != nil && len(compare(change, *have)) == 0 && have.Rejected == was.Rejected {
+		return nil
 	}
 
-	if kind != ztapi.KindCentralV2 {
-		change.Tags, change.Capabilities = &was.Tags, &was.Capabilities
+	stored, err := h.controller.SetMember(ctx, h.args.NetworkID, h.first.Node, change, have == nil)
+	if err != nil {
+		return err
 	}
 
-	_, err := h.controller.SetMember(ctx, h.args.NetworkID, h.first.Node, change, false)
+	differs := compare(change, stored)
+	if stored.Rejected != was.Rejected {
+		differs = append(differs, fmt.Sprintf("rejected: %t in place of %t", stored.Rejected, was.Rejected))
+	}
 
-	return err
+	if len(differs) > 0 {
+		return fmt.Errorf("the controller stored something else than it was given back: %s", strings.Join(differs, "; "))
+	}
+
+	return nil
+}
+
+// undoNew deletes the record that this task made, and no other: one that somebody else made meanwhile stays.
+func (h *host) undoNew(ctx context.Context, have *ztapi.Member) error {
+	if have == nil {
+		return nil
+	}
+
+	if h.undo.answered == nil {
+		return fmt.Errorf("the controller has a record of member %s, and whether this task made it is not known: it is left", have.Node)
+	}
+
+	sent := *h.undo.sent
+	sent.Addresses = nil // the controller gives some by itself
+
+	if h.args.Controller.Kind == ztapi.KindCentralV1 {
+		sent.Name = nil // it loses them
+	}
+
+	if differs := compare(sent.Of(*h.undo.answered), *have); len(differs) > 0 {
+		return fmt.Errorf("the record of member %s is not as this task left it (%s): it stays", have.Node, strings.Join(differs, "; "))
+	}
+
+	return h.controller.DeleteMember(ctx, h.args.NetworkID, h.first.Node)
 }

@@ -93,6 +93,8 @@ func planMember(args Args, current State, planned *plan.Plan[State]) error {
 	take(&wanted.Addresses, wantedAddresses(args, wanted.Addresses), &change.Addresses, "ip_assignments", say)
 
 	err := checkAddresses(args, current, change.Addresses != nil, planned)
+	warnOfGiven(args, current, wanted, planned)
+
 	if err != nil || len(words) == 0 {
 		return err
 	}
@@ -185,6 +187,25 @@ func checkAddresses(args Args, current State, changing bool, planned *plan.Plan[
 	}
 
 	return nil
+}
+
+// warnOfGiven tells of addresses that come back by themselves: exact ones never stay then.
+func warnOfGiven(args Args, current State, wanted ztapi.Member, planned *plan.Plan[State]) {
+	if args.Addresses == nil || args.AddressesState != "exact" || wanted.NoAutoAssignIPs || !wanted.Authorized {
+		return
+	}
+
+	for _, family := range current.Given {
+		has := slices.ContainsFunc(wanted.Addresses, func(text string) bool {
+			addr, err := netip.ParseAddr(text)
+
+			return err == nil && addr.Is4() == (family == "IPv4")
+		})
+		if !has {
+			planned.Add(plan.Report, memberName(args, current), nil,
+				"the network gives %s addresses by itself, and ip_assignments has none: the member gets one; set no_auto_assign_ips to have it without", family)
+		}
+	}
 }
 
 func memberAddresses(state State) []string {

@@ -4,9 +4,13 @@ package zerotiermember
 
 import (
 	"context"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
+	"github.com/thinkube/infra/modules/internal/plan"
 	"github.com/thinkube/infra/modules/internal/ztapi"
 )
 
@@ -21,6 +25,9 @@ type State struct {
 	Others map[string]string `json:"others,omitempty"`
 	// Managed are the network's routes, where they were looked at.
 	Managed []ztapi.Route `json:"managed_routes,omitempty"`
+	// Given are the families, IPv4 and IPv6, of which the controller gives members addresses by itself, where that was
+	// looked at.
+	Given []string `json:"given_by_itself,omitempty"`
 
 	before *ztapi.Member
 	waited time.Duration
@@ -34,8 +41,11 @@ type host struct {
 	controller ztapi.Controller // nil: not concerned
 
 	first  *State        // what was there before the task did anything
+	last   State         // what was seen last
 	stored *ztapi.Member // what the controller said that it has, after a change by this task
-	undo   undo
+	// promised is the name of a record that this task made at Central v1, which may show it only when the node has asked.
+	promised string
+	undo     undo
 }
 
 // Read gives the state. When nothing is left to do for it, the node is given its time to get there, and is tested: a
@@ -57,7 +67,28 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		state.before = h.first.Member
 	}
 
+	h.last = state
+
+	if err == nil {
+		err = h.holds(state)
+	}
+
 	return state, h.rollBack(ctx, err)
+}
+
+// holds fails when something that this task changed did not stay: what it did besides is put back then.
+func (h *host) holds(state State) error {
+	if h.undo == (undo{}) {
+		return nil
+	}
+
+	planned, err := makePlan(h.args, state)
+	if err != nil || len(planned.Changes()) == 0 {
+		return err
+	}
+
+	return ansible.Fail(ansible.CodeNotConverged, "something changes it back: a controller gives addresses by itself unless no_auto_assign_ips is true, and an old service ignores settings that it does not know",
+		"every step was done, but this is still to do: %q", plan.Lines(planned.Changes()))
 }
 
 // mustWait tells whether everything is said and the node is to follow.
@@ -117,7 +148,7 @@ func (h *host) lookAtNode(ctx context.Context, state *State) error {
 // once, and only when addresses are given; after a change its answer says what is stored, until the node is there.
 func (h *host) lookAtController(ctx context.Context, state *State) error {
 	if h.first != nil {
-		state.Others, state.Managed = h.first.Others, h.first.Managed
+		state.Others, state.Managed, state.Given = h.first.Others, h.first.Managed, h.first.Given
 	}
 
 	if h.stored != nil && h.service != nil && h.args.Wait {
@@ -125,15 +156,20 @@ func (h *host) lookAtController(ctx context.Context, state *State) error {
 		return nil
 	}
 
-	var err error
-
-	selfHosted := h.args.Controller.Kind == ztapi.KindSelfHosted
-	if selfHosted && h.first == nil && h.args.Addresses != nil && len(*h.args.Addresses) > 0 && h.args.State == "present" {
-		return h.lookAtNetwork(ctx, state)
+	if h.first == nil && h.args.Addresses != nil && h.args.State == "present" {
+		return h.lookAtOthers(ctx, state)
 	}
 
+	var err error
+
 	state.Member, err = h.controller.Member(ctx, h.args.NetworkID, state.Node)
-	if err != nil || state.Member != nil || selfHosted || !h.task.Check {
+	if err == nil && state.Member != nil && state.Member.Name == "" && h.promised != "" {
+		h.task.Warn("the name of member %s is not there yet: Central loses it until the node has asked for the first time; run this task again when it has", state.Node)
+
+		state.Member.Name = h.promised
+	}
+
+	if err != nil || state.Member != nil || h.args.Controller.Kind == ztapi.KindSelfHosted || !h.task.Check {
 		return err
 	}
 
@@ -146,6 +182,37 @@ func (h *host) lookAtController(ctx context.Context, state *State) error {
 	return err
 }
 
+// lookAtOthers reads all members in place of one, to see whose addresses are whose. The network is read only from a
+// self-hosted controller: every request of Central counts.
+func (h *host) lookAtOthers(ctx context.Context, state *State) error {
+	if h.args.Controller.Kind == ztapi.KindSelfHosted {
+		err := h.lookAtNetwork(ctx, state)
+		if err != nil {
+			return err
+		}
+	}
+
+	members, err := h.controller.Members(ctx, h.args.NetworkID)
+	if err != nil {
+		return err
+	}
+
+	state.Others = map[string]string{}
+
+	for _, member := range members {
+		if strings.EqualFold(member.Node, state.Node) {
+			state.Member = &member
+			continue
+		}
+
+		for _, address := range member.Addresses {
+			state.Others[address] = member.Node
+		}
+	}
+
+	return nil
+}
+
 func (h *host) lookAtNetwork(ctx context.Context, state *State) error {
 	network, err := h.controller.Network(ctx, h.args.NetworkID)
 	if err == nil && network == nil {
@@ -156,23 +223,18 @@ func (h *host) lookAtNetwork(ctx context.Context, state *State) error {
 		return err
 	}
 
-	state.Managed = network.Routes
+	state.Managed, state.Given = network.Routes, nil
 
-	members, err := h.controller.Members(ctx, h.args.NetworkID)
-	if err != nil {
-		return err
-	}
+	for _, pool := range network.Pools {
+		addr, err := netip.ParseAddr(pool.Start)
 
-	state.Others = map[string]string{}
-
-	for _, member := range members {
-		if member.Node == state.Node {
-			state.Member = &member
-			continue
+		family, on := "IPv4", network.V4Assign
+		if err == nil && addr.Is6() {
+			family, on = "IPv6", network.V6Assign.Pools
 		}
 
-		for _, address := range member.Addresses {
-			state.Others[address] = member.Node
+		if err == nil && on && !slices.Contains(state.Given, family) {
+			state.Given = append(state.Given, family)
 		}
 	}
 

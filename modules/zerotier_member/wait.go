@@ -138,9 +138,10 @@ func (h *host) lookAgain(ctx context.Context, state *State) error {
 		return nil
 	}
 
-	service, openErr := ztapi.OpenService(ctx, h.args.ServiceOptions, h.task.Hide)
-	if openErr == nil {
-		h.service = service
+	h.reopenService(ctx)
+
+	if h.args.Controller.Kind == ztapi.KindSelfHosted && h.args.Controller.URL == "" { // it is the same service
+		h.reopenController(ctx)
 	}
 
 	return err
@@ -169,16 +170,16 @@ func final(state State) bool {
 func (h *host) reason(state State) error {
 	network, joined := h.args.NetworkID, state.Joined
 
+	if joined == nil {
+		return ansible.Fail(CodeRefusedByNode, "look who left it, and at the service's log", "the node %s is not in network %s any more", state.Node, network)
+	}
+
 	if !state.Online && h.args.WaitFor == "online" {
 		return offline(state)
 	}
 
 	if h.args.WaitFor == "online" {
 		return nil
-	}
-
-	if joined == nil {
-		return ansible.Fail(CodeRefusedByNode, "look at the service's log", "the node %s is not in network %s any more", state.Node, network)
 	}
 
 	switch joined.Status {
@@ -240,10 +241,6 @@ func (h *host) missingAddresses(state State) []string {
 // service was assigned.
 func (h *host) expected(state State) []string {
 	joined := state.Joined
-	if !joined.Allow.Managed {
-		return nil
-	}
-
 	addresses := hosts(joined.Assigned)
 
 	if state.Member != nil {
@@ -253,11 +250,10 @@ func (h *host) expected(state State) []string {
 		}
 	}
 
-	// A node takes public addresses only when it is allowed to.
 	return slices.DeleteFunc(addresses, func(text string) bool {
 		addr, err := netip.ParseAddr(text)
 
-		return err != nil || !addr.IsPrivate() && !joined.Allow.Global
+		return err != nil || !ztapi.NodeTakes(addr, joined.Allow)
 	})
 }
 

@@ -4,7 +4,10 @@ package zerotiernetwork_test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -112,16 +115,120 @@ func TestWhatTheControllerWouldStoreOtherwise(t *testing.T) {
 	zttest.OK(t, module, task(w, dict{"private": "yes"}))
 	assert.Equal(t, true, w.Controller("GET", "/controller/network/"+id, "")["private"])
 
-	w.Intercept = func(face string, out http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodPost {
-			fmt.Fprintf(out, `{"id":%q,"private":true,"mtu":2800,"routes":[{"target":"10.52.0.7/0","via":null}]}`, id)
+	before := w.Controller("GET", "/controller/network/"+id, "")
+
+	var posts atomic.Int32
+
+	w.Intercept = func(_ string, _ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPost && posts.Add(1) == 1 {
+			r.Body = io.NopCloser(strings.NewReader(`{"private":false,"routes":[{"target":"10.52.0.7/0"}]}`))
 		}
 
-		return r.Method == http.MethodPost
+		return false
 	}
 
-	result := zttest.Run(t, module, task(w, dict{"routes": []dict{{"target": "10.52.0.0/24"}}}))
+	result := zttest.Run(t, module, task(w, dict{"private": true, "mtu": 1500, "routes": []dict{{"target": "10.52.0.0/24"}}}))
 	assert.Equal(t, "stored_otherwise", result.Code(), result.Text)
+	assert.Contains(t, result.Msg(), "what was before was put back")
+
+	after := w.Controller("GET", "/controller/network/"+id, "")
+	assert.Equal(t, []any{}, after["routes"])
+	assert.Equal(t, before["mtu"], after["mtu"])
+
+	// A new one does not stay, least of all open to everyone.
+	posts.Store(0)
+
+	result = zttest.Run(t, module, task(w, dict{"network_number": "00c0df", "private": true, "name": "x"}))
+	assert.Equal(t, "stored_otherwise", result.Code(), result.Text)
+	assert.Empty(t, w.Controller("GET", "/controller/network/6eabbc719100c0df", ""))
+}
+
+// TestSpellingsAndOrder has what is the same in another spelling, and a controller that keeps lists in another order.
+func TestSpellingsAndOrder(t *testing.T) {
+	w := zttest.New(t)
+	wanted := task(w, dict{
+		"routes": []dict{{"target": "FD00:0::/64"}, {"target": "fd01::/64", "via": "FD00::0001"}, {"target": "10.60.0.0/24"}},
+		"pools":  []dict{{"start": "FD00:0::A", "end": "fd00::00ff"}, {"start": "10.60.0.10", "end": "10.60.0.20"}},
+		"dns":    dict{"domain": "x", "servers": []string{"FD00:0::1"}},
+	})
+
+	result := zttest.OK(t, module, wanted)
+	assert.Equal(t, true, result.Dict["changed"])
+	assert.Equal(t, false, zttest.OK(t, module, wanted).Dict["changed"], "%v", result.Text)
+	assert.Len(t, w.Controller("GET", "/controller/network/"+id, "")["routes"], 3)
+
+	_, controller := w.Central(1)
+	w.Intercept = func(face string, _ http.ResponseWriter, r *http.Request) bool {
+		if face == "central_v1" && r.Method == http.MethodPost {
+			r.Body = io.NopCloser(strings.NewReader(`{"config":{"routes":[{"target":"10.62.0.0/24"},{"target":"10.61.0.0/24"}],
+				"ipAssignmentPools":[{"ipRangeStart":"10.62.0.1","ipRangeEnd":"10.62.0.9"},{"ipRangeStart":"10.61.0.1","ipRangeEnd":"10.61.0.9"}]}}`))
+		}
+
+		return false
+	}
+
+	reordered := dict{
+		"controller": controller, "network_id": id, "exact": true, "routes": []dict{{"target": "10.61.0.0/24"}, {"target": "10.62.0.0/24"}},
+		"pools": []dict{{"start": "10.61.0.1", "end": "10.61.0.9"}, {"start": "10.62.0.1", "end": "10.62.0.9"}},
+	}
+	zttest.OK(t, module, reordered)
+	assert.Equal(t, false, zttest.OK(t, module, reordered).Dict["changed"])
+}
+
+// TestUnknownIsNotEmpty has controllers whose list of members cannot be read: no network is deleted.
+func TestUnknownIsNotEmpty(t *testing.T) {
+	for kind, face := range []string{"controller", "central_v1", "central_v2"} {
+		for name, body := range map[string]string{"an object": `{}`, "nothing": "", "null": "null", "another list": `{"things":[]}`, "nobody": `[{}]`} {
+			t.Run(face+": "+name, func(t *testing.T) {
+				w := zttest.New(t)
+				controller := w.SelfHosted()
+
+				if kind > 0 {
+					_, controller = w.Central(kind)
+				}
+
+				w.Intercept = func(_ string, out http.ResponseWriter, r *http.Request) bool {
+					list := strings.HasSuffix(r.URL.Path, "/member")
+					if list {
+						fmt.Fprint(out, body)
+					}
+
+					return list
+				}
+
+				result := zttest.Run(t, module, dict{"controller": controller, "network_id": zttest.Network, "state": "absent", "home": "/nonexistent"})
+				assert.Equal(t, "unexpected_answer", result.Code(), result.Text)
+
+				w.Intercept = nil
+				assert.NotEmpty(t, w.Controller("GET", "/controller/network/"+zttest.Network, ""))
+			})
+		}
+	}
+
+	// Nor is a controller that does not say who it is asked for a network of its own.
+	w := zttest.New(t)
+	w.Intercept = func(_ string, out http.ResponseWriter, _ *http.Request) bool {
+		fmt.Fprint(out, "{}")
+
+		return true
+	}
+	assert.Equal(t, "unexpected_answer", zttest.Run(t, module, task(w, nil)).Code())
+
+	// A list of networks that is not there does not say that there is none of that name.
+	for _, version := range []int{1, 2} {
+		w := zttest.New(t)
+		_, controller := w.Central(version)
+		controller["network_group"] = "group-1"
+		w.Intercept = func(_ string, out http.ResponseWriter, r *http.Request) bool {
+			assert.Equal(t, http.MethodGet, r.Method, "nothing is made")
+			out.WriteHeader(http.StatusNotFound)
+
+			return true
+		}
+
+		result := zttest.Run(t, module, dict{"controller": controller, "name": "lab", "home": "/nonexistent"})
+		assert.Equal(t, "unexpected_answer", result.Code(), result.Text)
+	}
 }
 
 func TestCentral(t *testing.T) {

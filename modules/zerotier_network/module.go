@@ -158,11 +158,12 @@ func (a Args) checkNumbers() error {
 	return errors.Join(errs...)
 }
 
-// checkRoutes wants prefixes: without one a controller stores /0, a default route.
+// checkRoutes wants prefixes: without one a controller stores /0, a default route. It gives routes the form that a
+// controller stores, as the two after it do with what they check.
 func (a Args) checkRoutes() error {
 	var errs []error
 
-	for _, route := range value(a.Routes) {
+	for i, route := range value(a.Routes) {
 		prefix, err := netip.ParsePrefix(route.Target)
 
 		switch {
@@ -173,6 +174,8 @@ func (a Args) checkRoutes() error {
 			errs = append(errs, fmt.Errorf("routes: target %q has host bits: %s is meant", route.Target, prefix.Masked()))
 		}
 
+		(*a.Routes)[i].Target = ztapi.CanonicalPrefix(route.Target)
+
 		if route.Via == nil || *route.Via == "" {
 			continue
 		}
@@ -181,6 +184,9 @@ func (a Args) checkRoutes() error {
 		if err != nil || via.Is4() != prefix.Addr().Is4() {
 			errs = append(errs, fmt.Errorf("routes: via %q of %s is not an address of the same family", *route.Via, route.Target))
 		}
+
+		canonical := ztapi.CanonicalAddress(*route.Via)
+		(*a.Routes)[i].Via = &canonical
 	}
 
 	return errors.Join(errs...)
@@ -190,7 +196,9 @@ func (a Args) checkRoutes() error {
 func (a Args) checkPools() error {
 	var errs []error
 
-	for _, pool := range value(a.Pools) {
+	for i, pool := range value(a.Pools) {
+		(*a.Pools)[i] = Pool{ztapi.CanonicalAddress(pool.Start), ztapi.CanonicalAddress(pool.End)}
+
 		start, err1 := netip.ParseAddr(pool.Start)
 		end, err2 := netip.ParseAddr(pool.End)
 
@@ -212,7 +220,9 @@ func (a Args) checkDNS() error {
 
 	var errs []error
 
-	for _, server := range a.DNS.Servers {
+	for i, server := range a.DNS.Servers {
+		a.DNS.Servers[i] = ztapi.CanonicalAddress(server)
+
 		_, err := netip.ParseAddr(server)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("dns: server %q is not an IP address", server))

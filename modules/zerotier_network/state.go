@@ -25,6 +25,7 @@ type host struct {
 	args       Args
 	controller ztapi.Controller
 	id         string // once it is known
+	before     *ztapi.Network
 }
 
 // Read finds the network, and its members where it is to go.
@@ -37,6 +38,8 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	state.Network, err = h.controller.Network(ctx, h.id)
+	h.before = state.Network
+
 	if err != nil || state.Network == nil || h.args.State != "absent" {
 		return state, err
 	}
@@ -110,7 +113,7 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 			h.id = stored.ID
 		}
 
-		return compare(do.Change, stored)
+		return h.judge(ctx, do, stored)
 	case deleteNetwork:
 		return h.controller.DeleteNetwork(ctx, h.id)
 	}
@@ -118,8 +121,44 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	return ansible.Fail(ansible.CodeInternal, "", "unknown step %T", step.Do)
 }
 
-// compare fails with every field that was stored otherwise than it was sent.
-func compare(sent ztapi.NetworkChange, stored ztapi.Network) error {
+// judge compares what the controller stored. What is not what it was given is taken back: it may be open to everyone.
+func (h *host) judge(ctx context.Context, do setNetwork, stored ztapi.Network) error {
+	differs := compare(do.Change, stored)
+	if len(differs) == 0 {
+		return nil
+	}
+
+	err := h.takeBack(ctx, do)
+	if err != nil {
+		return ansible.Fail(ztapi.CodeStoredOtherwise, "look at the network", "the controller stored something else than it was given: %s; and it could not be put back: %w",
+			strings.Join(differs, "; "), err)
+	}
+
+	return ansible.Fail(ztapi.CodeStoredOtherwise, "", "the controller stored something else than it was given: %s; what was before was put back", strings.Join(differs, "; "))
+}
+
+// takeBack deletes a network that this task made, or gives one the values back that it had.
+func (h *host) takeBack(ctx context.Context, do setNetwork) error {
+	if do.New {
+		return h.controller.DeleteNetwork(ctx, h.id)
+	}
+
+	change := do.Change.Of(*h.before)
+
+	stored, err := h.controller.SetNetwork(ctx, h.id, change, false)
+	if err != nil {
+		return err
+	}
+
+	if differs := compare(change, stored); len(differs) > 0 {
+		return fmt.Errorf("the controller stored %s", strings.Join(differs, "; "))
+	}
+
+	return nil
+}
+
+// compare lists every field that was stored otherwise than it was sent.
+func compare(sent ztapi.NetworkChange, stored ztapi.Network) []string {
 	var differs []string
 
 	check := func(name string, given bool, want, have any, same bool) {
@@ -134,8 +173,8 @@ func compare(sent ztapi.NetworkChange, stored ztapi.Network) error {
 	checkOne(check, "broadcast", sent.Broadcast, stored.Broadcast)
 	checkOne(check, "mtu", sent.MTU, stored.MTU)
 	checkOne(check, "multicast_limit", sent.MulticastLimit, stored.MulticastLimit)
-	checkOne(check, "pools", sent.Pools, stored.Pools)
-	checkOne(check, "routes", sent.Routes, stored.Routes)
+	checkSet(check, "pools", sent.Pools, stored.Pools)
+	checkSet(check, "routes", sent.Routes, stored.Routes)
 	checkOne(check, "v4_assign", sent.V4Assign, stored.V4Assign)
 	checkOne(check, "v6_assign", sent.V6Assign, stored.V6Assign)
 	checkOne(check, "dns", sent.DNS, stored.DNS)
@@ -145,11 +184,14 @@ func compare(sent ztapi.NetworkChange, stored ztapi.Network) error {
 		check("rules", true, *sent.Rules, stored.Rules, sameRules(*sent.Rules, stored.Rules))
 	}
 
-	if len(differs) == 0 {
-		return nil
-	}
+	return differs
+}
 
-	return ansible.Fail(ztapi.CodeStoredOtherwise, "", "the controller stored something else than it was given: %s", strings.Join(differs, "; "))
+// checkSet is checkOne of a list whose order says nothing: a controller may have another.
+func checkSet[T comparable](check func(string, bool, any, any, bool), name string, want *[]T, have []T) {
+	if want != nil {
+		check(name, true, *want, have, sameSet(*want, have))
+	}
 }
 
 func checkOne[T any](check func(string, bool, any, any, bool), name string, want *T, have T) {

@@ -81,6 +81,12 @@ options:
           - How long one request may take, for example C(10s).
         type: str
         default: 10s
+      deadline:
+        description:
+          - How long all requests of the controller may take together, pauses and tries included. What the task then puts back has
+            a minute more.
+        type: str
+        default: 2m
       retries:
         description:
           - How often a request is made again that failed in a way that can pass (no answer, status 429, 5xx). The pauses grow, are

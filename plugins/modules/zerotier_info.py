@@ -29,6 +29,11 @@ options:
     description:
       - The network to read. Left out, all of the host's; with I(controller) it is needed.
     type: str
+  service:
+    description:
+      - Whether to read the host's service; without it, only the controller is asked.
+    type: bool
+    default: true
   peers:
     description:
       - Whether to read the nodes that the service knows.
@@ -298,8 +303,11 @@ members:
     active_bridge:
       description: Whether it may bridge other networks to this one.
       type: bool
+    rejected:
+      description: Whether Central v2 has it rejected, which is more than not authorised; left out where it is not.
+      type: bool
     tags:
-      description: Its tags.
+      description: Its tags; C(-1) is one without a value, for which Central gives false.
       type: dict
     capabilities:
       description: Its capabilities.

@@ -67,7 +67,8 @@ options:
     type: bool
   name:
     description:
-      - The member's name at the controller.
+      - The member's name at the controller. C(central_v1) loses the name of a member whose node has not asked yet; with
+        I(node_id), the task warns and has to be run again once the node has joined.
     type: str
   description:
     description:
@@ -91,14 +92,15 @@ options:
     default: exact
   duplicates:
     description:
-      - What to do about an address that another member has, which C(self_hosted) would give to both. An address that was
+      - What to do about an address that another member has, which the controller would give to both. An address that was
         double before is only warned of.
     type: str
     choices: [refuse, warn]
     default: refuse
   no_auto_assign_ips:
     description:
-      - Whether the member gets no address by itself.
+      - Whether the member gets no address by itself. Where the network has pools, I(ip_assignments) without an address of
+        their family does not stay without this.
     type: bool
   active_bridge:
     description:
@@ -170,8 +172,9 @@ options:
         default: true
   rollback:
     description:
-      - Whether to put back what the task changed when it fails - the member's fields, the node's settings; to leave the network
-        that it joined and to delete the record that it made.
+      - Whether to put back what the task changed when it fails, also when something changes it back - the member's fields, the
+        node's settings; to leave the network that it joined and to delete the record that it made. What the controller then
+        has is compared; a record that somebody else made or changed meanwhile stays.
     type: bool
     default: true
 seealso:
@@ -314,8 +317,11 @@ member:
         active_bridge:
           description: Whether it may bridge other networks to this one.
           type: bool
+        rejected:
+          description: Whether Central v2 has it rejected, which is more than not authorised; left out where it is not.
+          type: bool
         tags:
-          description: Its tags.
+          description: Its tags; C(-1) is one without a value, for which Central gives false.
           type: dict
         capabilities:
           description: Its capabilities.
@@ -350,8 +356,11 @@ member:
         active_bridge:
           description: Whether it may bridge other networks to this one.
           type: bool
+        rejected:
+          description: Whether Central v2 has it rejected, which is more than not authorised; left out where it is not.
+          type: bool
         tags:
-          description: Its tags.
+          description: Its tags; C(-1) is one without a value, for which Central gives false.
           type: dict
         capabilities:
           description: Its capabilities.
@@ -436,4 +445,19 @@ failure:
       description: The steps that were done before it.
       type: list
       elements: str
+    rolled_back:
+      description:
+        - Whether all that the task had changed was put back. C(changed) tells what it had done until then. False also where
+          nothing was changed, or nothing was to be put back.
+      type: bool
+    status:
+      description: The network's status on the node, where it was seen.
+      type: str
+    waited_s:
+      description: How many seconds the node was waited for.
+      type: float
+    tests:
+      description: What came of I(test), as on success, where it came to that.
+      type: list
+      elements: dict
 """

@@ -16,7 +16,8 @@ description:
   - Makes, changes and deletes a network at a self-hosted controller or at ZeroTier Central. It never touches members.
   - Routes and pools are added to those that are there, unless I(exact). Options that are not given are left alone.
   - A controller takes nearly anything and stores something else, up to a network that is open to everyone. So values are
-    judged before they are sent, and what was stored is compared with what was sent.
+    judged before they are sent, and what was stored is compared with what was sent. Where it differs, the task fails, and puts
+    back what was before; a network that it made is deleted.
 attributes:
   check_mode:
     description: Reads everything and tells what would be done. It makes no request that changes something.

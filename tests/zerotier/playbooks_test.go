@@ -103,12 +103,32 @@ func newSite(t *testing.T) *site {
 	require.NoError(t, err)
 	s.installDouble()
 	s.writeInventory()
+	s.joinByHand()
 	require.NoError(t, s.lab.Snapshot(ctx, configured))
 
 	s.awaitService("n1")
 	s.awaitService("n2")
 
 	return s
+}
+
+// byHand is the host that an administrator made a member before the first playbook.
+const byHand = "n2"
+
+func (s *site) joinByHand() {
+	s.api("POST", "/controller/network/"+network+"/member/"+nodes[byHand],
+		`{"authorized":true,"name":"by hand","ipAssignments":["10.147.17.50"],"noAutoAssignIps":false,"tags":[[7,1]]}`)
+	s.service(byHand, "POST", network)
+	require.Eventually(s, func() bool { return strings.Contains(s.sh(byHand, "ip -o -4 addr"), "10.147.17.50/24") }, time.Minute, 200*time.Millisecond)
+}
+
+// service makes a request about a network of a host's own service.
+func (s *site) service(host, method, network string) {
+	s.sh(host, fmt.Sprintf(`python3 - <<'END'
+import urllib.request
+r = urllib.request.Request("http://127.0.0.1:9993/network/%s", method="%s", headers={"X-ZT1-Auth": open("/var/lib/zerotier-one/authtoken.secret").read()})
+urllib.request.urlopen(r).read()
+END`, network, method))
 }
 
 func command(t *testing.T, folder, name string, args ...string) {
@@ -147,7 +167,7 @@ func (s *site) installDouble() {
 		if host.Name() == "n1" {
 			s.input("n1", []byte(token), "mkdir -p /var/lib/zerotier-one && umask 077 && cat >/var/lib/zerotier-one/authtoken.secret")
 
-			flags += fmt.Sprintf(` -networks '{"%s":{"name":"lab","routes":[{"target":"10.147.17.0/24"}]}}'`, network)
+			flags += fmt.Sprintf(` -central 9994 -networks '{"%s":{"name":"lab","routes":[{"target":"10.147.17.0/24"}]}}'`, network)
 		} else {
 			flags += fmt.Sprintf(" -controllers %s=http://%s:9993", nodes["n1"], controller.Address())
 		}
@@ -265,7 +285,7 @@ func (s *site) writeInventory() {
 	here["zerotier_package_source"], here["zerotier_forward_to"] = "vendor", []string{"10.66.0.0/24"}
 
 	children["zerotier_nodes"] = map[string]any{"hosts": hosts}
-	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}}}
+	children["microk8s_control_plane"] = map[string]any{"hosts": map[string]any{"n2": map[string]any{}, "n3": map[string]any{}}}
 
 	text, err = yaml.Marshal(inventory)
 	require.NoError(s, err)
@@ -280,9 +300,7 @@ func (s *site) play(number string, args ...string) run {
 	folder := s.TempDir()
 	argv := []string{"run", folder, "-p", found[0], "-i", "run", "--project-dir", s.root, "--inventory", s.inventory}
 
-	if len(args) > 0 {
-		argv = append(argv, "--cmdline="+strings.Join(args, " "))
-	}
+	argv = append(argv, "--cmdline=-vvvv "+strings.Join(args, " "))
 
 	ctx, cancel := context.WithTimeout(s.Context(), 5*time.Minute)
 	defer cancel()
@@ -401,29 +419,47 @@ func TestPlaybooks(t *testing.T) {
 
 	check := s.passes("10", "--check", "--diff")
 	assert.Positive(t, check.changed)
-	require.Equal(t, []string{foreigner}, s.members(), "check mode changes nothing")
+	require.Equal(t, []string{nodes[byHand], foreigner}, s.members(), "check mode changes nothing")
 
-	refused := s.play("10", "--limit", packaged, "-e", "zerotier_key_fingerprint=0000000000000000000000000000000000000000")
-	require.NotZero(t, refused.code, refused.output)
-	require.Contains(t, refused.output, "has the fingerprint "+s.fingerprint)
-	assert.Empty(t, s.sh(packaged, "ls /usr/share/keyrings | grep thinkube || true"), "apt may not use it")
-	s.passes("19", "--limit", packaged)
+	before := s.api("GET", record+nodes[byHand], "")
+
+	s.refusesKeys()
+
+	vars := filepath.Join(t.TempDir(), "vars.json")
+	require.NoError(t, os.WriteFile(vars, []byte(`{"zerotier_extra_addresses": ["10.147.17.200"]}`), 0o600))
+
+	twice := s.play("10", "-e", "@"+vars)
+	require.NotZero(t, twice.code, twice.output)
+	require.Contains(t, twice.output, "two members would have the same address")
+
+	// The record is changed before the join, which fails: another task, so it is the role that puts it back.
+	controller, err := s.lab.Host("n1")
+	require.NoError(t, err)
+	s.sh(byHand, "ip route add unreachable "+controller.Address().String())
+
+	failed := s.play("10", "--limit", byHand, "-e", "zerotier_wait_timeout=3s")
+	require.NotZero(t, failed.code, failed.output)
+	require.Contains(t, failed.output, "The record is as it was")
+	require.Contains(t, failed.output, "10.147.17.2 10.147.17.200 10.147.17.201 of node "+nodes[byHand]+": not on device")
+	s.isRecord(before)
+	s.sh(byHand, "ip route del unreachable "+controller.Address().String())
 
 	start := time.Now()
-	s.passes("10", "-vvvv")
+	s.passes("10")
 	t.Logf("10_setup_zerotier on three hosts: %s", time.Since(start).Round(100*time.Millisecond))
 	assert.Zero(t, s.passes("10").changed)
 	s.passes("18")
 
-	addresses := s.sh("n2", "ip -o -4 addr show dev ztd45gaerp 2>/dev/null || ip -o -4 addr")
+	addresses := s.sh("n2", "ip -o -4 addr")
 	for _, address := range []string{"10.147.17.2/24", "10.147.17.200/24", "10.147.17.201/24"} {
 		assert.Contains(t, addresses, address)
 	}
 
-	forwards := s.sh("n3", "iptables -S FORWARD; cat /proc/sys/net/ipv4/ip_forward")
-	assert.Regexp(t, `-A FORWARD -d 10\.66\.0\.0/24 -i zt\w+ -j ACCEPT`, forwards)
-	assert.NotRegexp(t, `-i zt\w+ -j ACCEPT\n.*-i zt\w+ -j ACCEPT`, forwards, "one rule for one network")
-	assert.Contains(t, s.sh("n3", "systemctl is-enabled thinkube-zerotier-forward"), "enabled")
+	assert.NotContains(t, addresses, "10.147.17.50/24")
+
+	for _, host := range []string{"n2", "n3"} {
+		assert.Empty(t, s.sh(host, "grep -rlsF '"+token+"' /etc /root /home /tmp /var || true"), "the token came to %s", host)
+	}
 
 	device := strings.Fields(s.sh("n3", "ip -o link | grep -o 'zt[a-z0-9]*' | head -1"))[0]
 
@@ -437,32 +473,171 @@ func TestPlaybooks(t *testing.T) {
 	s.fails("18", "test of 10.147.17.")
 	s.sh("n3", "ip link set "+device+" up")
 
+	s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
+	s.fails("18", "test of 10.147.17.201")
+	s.sh("n2", "nft delete table inet sabotage")
+
 	s.api("POST", record+nodes["n2"], `{"name":"somebody else's"}`)
 	s.fails("18", nodes["n2"])
 	assert.Positive(t, s.passes("10").changed)
 	s.passes("18")
 
+	s.forwards(device)
+
+	// A service that is stopped is started, and is in again.
 	s.sh("n2", "systemctl stop zerotier-one")
 	s.fails("18", "connection refused")
-	s.sh("n2", "systemctl start zerotier-one")
-	s.awaitService("n2")
+	assert.Positive(t, s.passes("10").changed)
+	s.passes("18")
 
-	require.Eventually(t, func() bool { return strings.Contains(s.sh("n2", "ip -o -4 addr"), "10.147.17.2/24") }, 20*time.Second, 200*time.Millisecond)
+	// Out again, with services that are stopped. What the node of n3 is part of besides would go with its identity: it stays.
+	s.service("n3", "POST", other)
+	require.Eventually(t, func() bool { return strings.Contains(s.sh("n3", "ls /var/lib/zerotier-one/networks.d"), other) }, 10*time.Second, 100*time.Millisecond)
+	s.sh("n2", "systemctl stop zerotier-one")
+	s.sh("n3", "systemctl stop zerotier-one")
 
-	// Out again: only our own records go.
+	kept := s.passes("19")
+	assert.Contains(t, kept.output, "stay, since the node has other networks")
+	assert.Contains(t, s.sh("n3", "ls /var/lib/zerotier-one/networks.d /usr/sbin/ztdouble"), other)
+	assert.Equal(t, []string{nodes[byHand], foreigner}, s.members())
+
+	s.isRecord(before)
+
+	s.service("n3", "DELETE", other)
+	require.Eventually(t, func() bool { return !strings.Contains(s.sh("n3", "ls /var/lib/zerotier-one/networks.d"), other) }, 10*time.Second, 100*time.Millisecond)
 	assert.Positive(t, s.passes("19").changed)
-	assert.Equal(t, []string{foreigner}, s.members())
 	assert.Zero(t, s.passes("19").changed)
-	assert.NotContains(t, s.sh("n3", "iptables -S FORWARD"), "10.66.0.0")
 	s.fails("18", "not joined")
 	s.fails("18", "not installed")
+	s.isAsBefore()
+
+	// A package that was removed and left its home, with an identity, is installed again; this time the distribution has it.
+	// An installation that is broken goes too, and the record with it; the home that was there stays.
+	s.sh(packaged, `mkdir /var/lib/zerotier-one && echo mine >/var/lib/zerotier-one/kept
+echo 'deb [trusted=yes] file:/srv/zerotier/repo test main' >/etc/apt/sources.list.d/distribution.list`)
+	s.passes("10", "--limit", packaged, "-e", "zerotier_package_source=distribution")
+	assert.Empty(t, s.sh(packaged, "ls /usr/share/keyrings /etc/apt/sources.list.d | grep thinkube || true"))
+	require.Contains(t, s.members(), nodes[packaged])
+	s.sh(packaged, "systemctl stop zerotier-one; rm /usr/sbin/ztdouble /var/lib/zerotier-one/authtoken.secret")
+	s.passes("19", "--limit", packaged)
+	assert.Equal(t, []string{nodes[byHand], foreigner}, s.members())
+	assert.Equal(t, "mine", strings.TrimSpace(s.sh(packaged, "cat /var/lib/zerotier-one/kept")))
+	assert.NotContains(t, s.sh(packaged, "ls -R /var/lib/zerotier-one"), network, "it would join again")
+	s.sh(packaged, "dpkg --purge zerotier-one; rm -rf /var/lib/zerotier-one /etc/apt/sources.list.d/distribution.list; apt-get -qq update")
+
+	// Routes are of use to the hosts that stay: they went only when all of them were rolled back.
+	s.passes("19")
+	s.isAsBefore()
+
+	s.throughCentral(record)
+	s.isAsBefore()
+
+	// A network that its controller lacks meanwhile has no record to restore: no reason to keep the hosts as they are.
+	s.passes("10")
+	s.api("DELETE", "/controller/network/"+network, "")
+	s.passes("19")
+
+	for _, host := range []string{"n1", "n3"} {
+		assert.NotContains(t, s.sh(host, "ls -R /var/lib/zerotier-one /var/lib/thinkube 2>&1 || true"), network)
+	}
+}
+
+// other is a network that is none of ours.
+const other = "6eabbc719100abcd"
+
+// refusesKeys offers two keys that are not the vendor's; neither is remembered.
+func (s *site) refusesKeys() {
+	s.sh(packaged, "cp /srv/zerotier/repo/key.asc /srv/key.asc; echo '<html>sign in</html>' >/srv/zerotier/repo/key.asc")
+
+	refused := s.play("10", "--limit", packaged)
+	require.NotZero(s, refused.code, refused.output)
+	require.Contains(s, refused.output, "this is no OpenPGP key")
+	s.sh(packaged, "mv /srv/key.asc /srv/zerotier/repo/key.asc")
+
+	refused = s.play("10", "--limit", packaged, "-e", "zerotier_key_fingerprint=0000000000000000000000000000000000000000")
+	require.NotZero(s, refused.code, refused.output)
+	require.Contains(s, refused.output, "has the fingerprint "+s.fingerprint)
+	assert.Empty(s, s.sh(packaged, "ls /usr/share/keyrings | grep thinkube || true"), "apt may not use it")
+}
+
+// forwards looks at what members reach behind n3: what is meant, once, and nothing that is not meant any more.
+func (s *site) forwards(device string) {
+	rules := func() string { return s.sh("n3", "iptables -S thinkube-zerotier 2>/dev/null; iptables -S FORWARD") }
+	meant := "-A thinkube-zerotier -d 10.66.0.0/24 -i " + device + " -j ACCEPT\n" +
+		"-A thinkube-zerotier -s 10.66.0.0/24 -o " + device + " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+
+	once := func() {
+		s.Helper()
+		assert.Equal(s, 1, strings.Count(rules(), meant), rules())
+		assert.Equal(s, 2, strings.Count(rules(), "10.66.0.0/24"), rules())
+		assert.Equal(s, 1, strings.Count(rules(), "-A FORWARD -j thinkube-zerotier"), rules())
+	}
+
+	once()
+	assert.Contains(s, s.sh("n3", "systemctl is-enabled thinkube-zerotier-forward"), "enabled")
+	assert.Equal(s, "1", strings.TrimSpace(s.sh("n3", "cat /proc/sys/net/ipv4/ip_forward")))
+
+	s.sh("n3", "iptables -D thinkube-zerotier -d 10.66.0.0/24 -i "+device+" -j ACCEPT")
+	s.fails("18", "does not forward as is meant")
+	assert.Positive(s, s.passes("10", "--limit", "n3").changed)
+	once()
+
+	// Another network in the place of the first, and then none.
+	vars := filepath.Join(s.TempDir(), "vars.json")
+	require.NoError(s, os.WriteFile(vars, []byte(`{"zerotier_forward_to": ["10.67.0.9"]}`), 0o600))
+	s.passes("10", "--limit", "n3", "-e", "@"+vars)
+	assert.Zero(s, s.passes("10", "--limit", "n3", "-e", "@"+vars).changed, "the kernel has another spelling: 10.67.0.9/32")
+	assert.Contains(s, rules(), "10.67.0.9/32")
+	assert.NotContains(s, rules(), "10.66.0.0/24", "what is not meant any more")
+
+	require.NoError(s, os.WriteFile(vars, []byte(`{"zerotier_forward_to": []}`), 0o600))
+	s.passes("10", "--limit", "n3", "-e", "@"+vars)
+	assert.NotContains(s, rules(), "thinkube-zerotier")
+	s.fails("18", "and thinkube-zerotier-forward is not there")
+	s.passes("10")
+	once()
+}
+
+// throughCentral has the role speak to Central v1, its default, which loses the names of members that have not asked yet.
+func (s *site) throughCentral(record string) {
+	s.Helper()
+
+	vars := filepath.Join(s.TempDir(), "vars.json")
+	require.NoError(s, os.WriteFile(vars, []byte(`{"zerotier_controller": {"kind": "central_v1", "url": "http://127.0.0.1:9994/api/v1", "token": "`+token+`"}}`), 0o600))
+
+	s.passes("10", "-e", "@"+vars)
+
+	for name, id := range nodes {
+		assert.Equal(s, name, s.api("GET", record+id, "")["name"])
+	}
+
+	assert.Zero(s, s.passes("10", "-e", "@"+vars).changed)
+	s.passes("18", "-e", "@"+vars)
+	s.passes("19", "-e", "@"+vars)
+}
+
+// isRecord compares the record that was made by hand with what it was.
+func (s *site) isRecord(before map[string]any) {
+	s.Helper()
+
+	after := s.api("GET", "/controller/network/"+network+"/member/"+nodes[byHand], "")
+	for _, key := range []string{"authorized", "name", "ipAssignments", "noAutoAssignIps", "tags"} {
+		assert.Equal(s, before[key], after[key], key)
+	}
+}
+
+// isAsBefore compares every host with what it was before the first playbook.
+func (s *site) isAsBefore() {
+	s.Helper()
+
+	require.Eventually(s, func() bool { return strings.Contains(s.sh(byHand, "ip -o -4 addr"), "10.147.17.50/24") }, 20*time.Second, 200*time.Millisecond)
 
 	for _, host := range s.lab.Hosts() {
-		found, err := host.Diff(t.Context(), configured, noise...)
-		require.NoError(t, err)
+		found, err := host.Diff(s.Context(), configured, noise...)
+		require.NoError(s, err)
 
 		for _, each := range found {
-			t.Errorf("%s differs: %s", host.Name(), each)
+			s.Errorf("%s differs: %s", host.Name(), each)
 		}
 	}
 }

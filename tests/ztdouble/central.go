@@ -263,6 +263,7 @@ func (c *Central) handleMember(method string, one *network, words []string, sent
 		}
 
 		node = c.Node.controller.setMember(one, id, object{"authorized": on})
+		node.reject = words[1] == "reject"
 	case method == http.MethodPost:
 		return ok(c.setMember(one, id, fields))
 	case method == http.MethodDelete && c.Version == 1:
@@ -334,6 +335,10 @@ func (c *Central) showMember(node *member) object {
 	}
 
 	status := "not_authorized"
+	if node.reject {
+		status = "rejected"
+	}
+
 	if asBool(fields["authorized"]) {
 		status = "authorized"
 	}

@@ -32,6 +32,7 @@ type member struct {
 	known  bool   // a configuration was given to the node since it started
 	hidden bool   // Central only
 	text   string // Central's description
+	reject bool   // Central v2: not authorised, for good
 }
 
 func newController(world *World, address string) *controller {

@@ -103,8 +103,14 @@ func setAddresses(link netlink.Link, device Device) error {
 	return errors.Join(errs...)
 }
 
+// metric marks the routes of a network on its device.
+const metric = 5000
+
 func setRoutes(link netlink.Link, device Device) error {
-	var errs []error
+	var (
+		errs   []error
+		wanted []string
+	)
 
 	for _, route := range device.Routes {
 		_, target, err := net.ParseCIDR(route[0])
@@ -112,11 +118,18 @@ func setRoutes(link netlink.Link, device Device) error {
 			continue // the kernel makes those on the link
 		}
 
-		err = netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: target, Gw: net.ParseIP(route[1]), Priority: 5000})
-		errs = append(errs, err)
+		wanted = append(wanted, target.String())
+		errs = append(errs, netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: target, Gw: net.ParseIP(route[1]), Priority: metric}))
 	}
 
-	return errors.Join(errs...)
+	have, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	for _, route := range have {
+		if route.Priority == metric && route.Dst != nil && !slices.Contains(wanted, route.Dst.String()) {
+			errs = append(errs, netlink.RouteDel(&route))
+		}
+	}
+
+	return errors.Join(append(errs, err)...)
 }
 
 // Remove removes a device that is one of ours.

@@ -38,6 +38,8 @@ type Failure struct {
 	Code Code
 	Hint string
 	Err  error
+	// Details are further keys of the result's failure: those that the module names (Module.Details). May be nil.
+	Details map[string]any
 }
 
 // Error gives what failed, without the hint.
@@ -59,7 +61,7 @@ var ErrChanged = errors.New("changed by somebody else since it was read")
 func failureOf(err error) *Failure {
 	var failure *Failure
 	if errors.As(err, &failure) {
-		return &Failure{Code: failure.Code, Hint: failure.Hint, Err: err}
+		return &Failure{Code: failure.Code, Hint: failure.Hint, Err: err, Details: failure.Details}
 	}
 
 	switch {

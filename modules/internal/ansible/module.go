@@ -25,6 +25,8 @@ type Module[Args, State, Values any] struct {
 	Rules Rules  // what options need or exclude each other
 	// Codes are the failure codes beyond CommonCodes, with what each means.
 	Codes map[Code]string
+	// Details are the names of what its failures tell besides (Failure.Details), in order.
+	Details []string
 
 	// Normalize checks and completes what needs no I/O, and reports all errors at once (errors.Join). May be nil.
 	Normalize func(args *Args) error
@@ -84,6 +86,7 @@ type Runner interface {
 	ModuleName() string
 	ArgSpec() (*Spec, error)
 	FailureCodes() map[Code]string
+	FailureDetails() []string
 	ReturnType() reflect.Type
 	run(ctx context.Context, task *Task, raw map[string]any) (map[string]any, error)
 	peer(name string) Peer
@@ -102,6 +105,9 @@ func (m Module[A, S, V]) ArgSpec() (*Spec, error) {
 
 // FailureCodes gives the codes that only this module has.
 func (m Module[A, S, V]) FailureCodes() map[Code]string { return m.Codes }
+
+// FailureDetails gives the names of what only this module's failures tell.
+func (m Module[A, S, V]) FailureDetails() []string { return m.Details }
 
 // ReturnType gives the struct of the returned values, for the documentation test.
 func (m Module[A, S, V]) ReturnType() reflect.Type { return reflect.TypeFor[V]() }

@@ -212,8 +212,11 @@ func (t *Task) addFailure(result map[string]any, failure *Failure) {
 		result["hint"] = failure.Hint
 	}
 
+	detail := map[string]any{}
+	maps.Copy(detail, failure.Details)
 	// The code is one of a documented list; a program must be able to rely on it.
-	detail := map[string]any{"code": fixedText(failure.Code)}
+	detail["code"] = fixedText(failure.Code)
+
 	if t.step != "" {
 		detail["step"] = t.step
 	}

@@ -109,6 +109,35 @@ func SameAddresses(texts []string) []string {
 	return append(SortAddresses(addrs), slices.Compact(others)...)
 }
 
+// pseudoPrivate are the networks that a node takes like private ones, although they belong to somebody: who owns them does
+// not announce them (InetAddress::ipScope of zerotier-one).
+var pseudoPrivate = []byte{6, 11, 21, 22, 25, 26, 28, 29, 30, 51, 55, 56}
+
+var carrierGrade = netip.MustParsePrefix("100.64.0.0/10")
+
+// NodeTakes tells whether a node gives its device an address that it was assigned (checkIfManagedIsAllowed of zerotier-one).
+func NodeTakes(addr netip.Addr, allow Allow) bool {
+	addr = addr.Unmap()
+
+	switch {
+	case !allow.Managed, !addr.IsValid(), addr.IsUnspecified(), addr.IsLoopback(), addr.IsMulticast(), addr.IsLinkLocalUnicast():
+		return false
+	case addr.IsPrivate(), carrierGrade.Contains(addr):
+		return true
+	case addr.Is6():
+		return allow.Global
+	}
+
+	switch first := addr.As4()[0]; {
+	case first == 0 || first == 255:
+		return false
+	case first >= 240, slices.Contains(pseudoPrivate, first):
+		return true
+	}
+
+	return allow.Global
+}
+
 // RFC4193 is the address that a node has in a network with that assignment mode, a /88.
 func RFC4193(network, node string) string {
 	raw := make([]byte, 0, 16)

@@ -36,7 +36,8 @@ type caller struct {
 	header      string // the header that carries the token
 	prefix      string // what stands before the token in it
 	token       ansible.Secret
-	retries     int // further tries after a failure that can pass
+	retries     int           // further tries after a failure that can pass
+	left        time.Duration // for all requests that are still to come, pauses included; 0 at first: no bound
 	client      *http.Client
 	unreachable ansible.Code
 }
@@ -86,6 +87,34 @@ func makeTLS(caPath string, validate bool) (*tls.Config, error) {
 // do makes a request until it is answered with something that will not change by itself. Body nil sends none. Once says
 // that a second request would do a second thing, as making a network with a new id does.
 func (c *caller) do(ctx context.Context, method, path string, body any, once bool) (answer, error) {
+	if c.left == 0 {
+		return c.persist(ctx, method, path, body, once)
+	}
+
+	start := time.Now()
+
+	ctx, cancel := context.WithTimeoutCause(ctx, c.left, errDeadline)
+	defer cancel()
+
+	got, err := c.persist(ctx, method, path, body, once)
+	c.left = max(c.left-time.Since(start), time.Nanosecond)
+
+	return got, err
+}
+
+// errDeadline is why a request ends that has no time left.
+var errDeadline = errors.New("the time for all requests of the controller is over (option controller.deadline)")
+
+// withCause names the deadline that ended a request.
+func withCause(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errDeadline) {
+		return fmt.Errorf("%w: %w", errDeadline, err)
+	}
+
+	return err
+}
+
+func (c *caller) persist(ctx context.Context, method, path string, body any, once bool) (answer, error) {
 	var text []byte
 
 	if body != nil {
@@ -100,14 +129,16 @@ func (c *caller) do(ctx context.Context, method, path string, body any, once boo
 	for try := 0; ; try++ {
 		got, err := c.try(ctx, method, path, text)
 
+		err = withCause(ctx, err)
 		again := err != nil || got.passing()
+
 		if !again || try >= c.retries || ctx.Err() != nil || once && (err != nil || got.status != http.StatusTooManyRequests) {
 			return got, c.judge(method, path, got, err)
 		}
 
 		select {
 		case <-ctx.Done():
-			return got, c.judge(method, path, got, errors.Join(err, ctx.Err()))
+			return got, c.judge(method, path, got, withCause(ctx, errors.Join(err, ctx.Err())))
 		case <-time.After(pause(try, got.header, time.Now())):
 		}
 	}

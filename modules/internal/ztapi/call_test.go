@@ -3,7 +3,9 @@
 package ztapi
 
 import (
+	"encoding/json"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -78,4 +80,34 @@ func TestHomeFolder(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(home, "zerotier-one.port"), []byte("x"), 0o644))
 	_, err = OpenService(t.Context(), options, hide)
 	assert.Error(t, err)
+}
+
+// TestNodeTakes has the addresses that a node gives its device, which are not only private ones.
+func TestNodeTakes(t *testing.T) {
+	for address, want := range map[string][2]bool{ // without and with allow_global
+		"10.1.2.3": {true, true}, "192.168.1.1": {true, true}, "172.16.0.1": {true, true}, "fd00::1": {true, true}, "fc00::1": {true, true},
+		"100.64.0.1": {true, true}, "100.127.255.255": {true, true}, "25.1.2.3": {true, true}, "28.0.0.1": {true, true}, "240.0.0.1": {true, true},
+		"100.128.0.1": {false, true}, "8.8.8.8": {false, true}, "2001:db8::1": {false, true}, "172.32.0.1": {false, true},
+		"169.254.1.1": {false, false}, "127.0.0.1": {false, false}, "224.0.0.1": {false, false}, "0.1.2.3": {false, false},
+		"255.0.0.1": {false, false}, "fe80::1": {false, false},
+	} {
+		addr := netip.MustParseAddr(address)
+		assert.Equal(t, want[0], NodeTakes(addr, Allow{Managed: true}), address)
+		assert.Equal(t, want[1], NodeTakes(addr, Allow{Managed: true, Global: true}), address)
+		assert.False(t, NodeTakes(addr, Allow{Global: true}), address)
+	}
+}
+
+// TestTagWithoutValue has Central's false for a tag come and go as it is.
+func TestTagWithoutValue(t *testing.T) {
+	var read memberJSON
+
+	require.NoError(t, json.Unmarshal([]byte(`{"tags":[[1,false],[2,5]]}`), &read))
+
+	tags := read.make().Tags
+	assert.Equal(t, map[string]int64{"1": TagWithoutValue, "2": 5}, tags)
+
+	text, err := json.Marshal(MemberChange{Tags: &tags}.body())
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"tags":[[1,false],[2,5]]}`, string(text))
 }

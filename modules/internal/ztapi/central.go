@@ -5,9 +5,13 @@ package ztapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
+
+	"github.com/thinkube/infra/modules/internal/ansible"
 )
 
 // centralV1 is Central as its document of 2025-08 has it (https://docs.zerotier.com/api/central/v1/). No answer of it was
@@ -25,7 +29,7 @@ func (c *caller) centralCall(ctx context.Context, method, path string, body, int
 		return false, nil
 	case got.status == http.StatusBadRequest:
 		return false, c.refused(method, path, got)
-	case into == nil || len(got.body) == 0:
+	case into == nil:
 		return true, nil
 	}
 
@@ -53,18 +57,20 @@ func (j memberV1) make() Member {
 func (c *centralV1) Member(ctx context.Context, network, node string) (*Member, error) {
 	var read memberV1
 
-	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network+"/member/"+node, nil, &read, false)
+	path := "/network/" + network + "/member/" + node
+
+	found, err := c.centralCall(ctx, http.MethodGet, path, nil, &read, false)
 	if err != nil || !found {
 		return nil, err
 	}
 
 	made := read.make()
 
-	return &made, nil
+	return &made, c.about(path, node, read.Node)
 }
 
 func (c *centralV1) Members(ctx context.Context, network string) ([]Member, error) {
-	var read []memberV1
+	var read list[memberV1]
 
 	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network+"/member", nil, &read, false)
 	if err == nil && !found {
@@ -76,7 +82,7 @@ func (c *centralV1) Members(ctx context.Context, network string) ([]Member, erro
 		members = append(members, one.make())
 	}
 
-	return members, err
+	return c.checked(members, err)
 }
 
 func (c *centralV1) SetMember(ctx context.Context, network, node string, change MemberChange, _ bool) (Member, error) {
@@ -92,9 +98,15 @@ func (c *centralV1) SetMember(ctx context.Context, network, node string, change 
 		body["config"] = config
 	}
 
-	found, err := c.centralCall(ctx, http.MethodPost, "/network/"+network+"/member/"+node, body, &read, false)
+	path := "/network/" + network + "/member/" + node
+
+	found, err := c.centralCall(ctx, http.MethodPost, path, body, &read, false)
 	if err == nil && !found {
 		err = UnknownNetwork(network, c.base)
+	}
+
+	if err == nil {
+		err = c.about(path, node, read.Node)
 	}
 
 	return read.make(), err
@@ -123,14 +135,16 @@ func (j networkV1) make() Network {
 func (c *centralV1) Network(ctx context.Context, network string) (*Network, error) {
 	var read networkV1
 
-	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network, nil, &read, false)
+	path := "/network/" + network
+
+	found, err := c.centralCall(ctx, http.MethodGet, path, nil, &read, false)
 	if err != nil || !found {
 		return nil, err
 	}
 
 	made := read.make()
 
-	return &made, nil
+	return &made, c.about(path, network, read.ID)
 }
 
 func (c *centralV1) SetNetwork(ctx context.Context, network string, change NetworkChange, isNew bool) (Network, error) {
@@ -151,6 +165,10 @@ func (c *centralV1) SetNetwork(ctx context.Context, network string, change Netwo
 	found, err := c.centralCall(ctx, http.MethodPost, path, body, &read, isNew)
 	if err == nil && !found {
 		err = UnknownNetwork(network, c.base)
+	}
+
+	if err == nil {
+		err = c.aboutNetwork(path, network, read.ID, isNew)
 	}
 
 	return read.make(), err
@@ -185,7 +203,7 @@ type memberV2 struct {
 
 func (j memberV2) make() Member {
 	return Member{
-		Node: j.Device, Authorized: j.Status == "authorized", Name: j.Name, Description: j.Description,
+		Node: j.Device, Authorized: j.Status == "authorized", Rejected: j.Status == "rejected", Name: j.Name, Description: j.Description,
 		Addresses: SameAddresses(slices.Concat(j.V4, j.V6)), NoAutoAssignIPs: j.NoAutoAssignIPs, ActiveBridge: j.ActiveBridge,
 		Tags: map[string]int64{}, Capabilities: []int64{},
 	}
@@ -223,36 +241,52 @@ func memberPathV2(network, node string) string { return "/network/" + network + 
 func (c *centralV2) Member(ctx context.Context, network, node string) (*Member, error) {
 	var read memberV2
 
-	found, err := c.centralCall(ctx, http.MethodGet, memberPathV2(network, node), nil, &read, false)
+	path := memberPathV2(network, node)
+
+	found, err := c.centralCall(ctx, http.MethodGet, path, nil, &read, false)
 	if err != nil || !found {
 		return nil, err
 	}
 
 	made := read.make()
 
-	return &made, nil
+	return &made, c.about(path, node, read.Device)
 }
 
-// items reads a list in either form: as it is, or as {"items": [...]}. The documents at hand say it of networks only.
-type items[T any] []T
+// list reads a list in one of three forms: as it is, as {"items": [...]}, as {"members": [...]}. The documents at hand have
+// the second for v2's networks and do not say what its members are in. Anything else is an error: a list that is not there
+// is not empty.
+type list[T any] []T
 
-func (i *items[T]) UnmarshalJSON(text []byte) error {
+// UnmarshalJSON reads any of the forms.
+func (l *list[T]) UnmarshalJSON(text []byte) error {
 	if len(text) > 0 && text[0] == '[' {
-		return json.Unmarshal(text, (*[]T)(i))
+		return json.Unmarshal(text, (*[]T)(l))
 	}
 
 	var wrapped struct {
-		Items []T `json:"items"`
+		Items   *[]T `json:"items"`
+		Members *[]T `json:"members"`
 	}
 
 	err := json.Unmarshal(text, &wrapped)
-	*i = wrapped.Items
+	if wrapped.Items == nil {
+		wrapped.Items = wrapped.Members
+	}
+
+	if err == nil && wrapped.Items == nil {
+		err = errors.New("there is no list in it")
+	}
+
+	if err == nil {
+		*l = *wrapped.Items
+	}
 
 	return err
 }
 
 func (c *centralV2) Members(ctx context.Context, network string) ([]Member, error) {
-	var read items[memberV2]
+	var read list[memberV2]
 
 	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network+"/member", nil, &read, false)
 	if err == nil && !found {
@@ -264,7 +298,7 @@ func (c *centralV2) Members(ctx context.Context, network string) ([]Member, erro
 		members = append(members, one.make())
 	}
 
-	return members, err
+	return c.checked(members, err)
 }
 
 // SetMember makes or changes the fields, then the status, which is no field there.
@@ -275,11 +309,11 @@ func (c *centralV2) SetMember(ctx context.Context, network, node string, change 
 		err   error
 	)
 
-	body := change.bodyV2()
+	body, path := change.bodyV2(), memberPathV2(network, node)
 
 	switch {
 	case isNew:
-		var made items[memberV2]
+		var made list[memberV2]
 
 		body["deviceId"] = node
 		found, err = c.centralCall(ctx, http.MethodPost, "/network/"+network+"/member", []any{body}, &made, false)
@@ -288,23 +322,36 @@ func (c *centralV2) SetMember(ctx context.Context, network, node string, change 
 			read = made[0]
 		}
 	case len(body) > 0:
-		found, err = c.centralCall(ctx, http.MethodPost, memberPathV2(network, node), body, &read, false)
+		found, err = c.centralCall(ctx, http.MethodPost, path, body, &read, false)
 	}
 
-	if err == nil && found && change.Authorized != nil {
-		verb := "/authorize"
-		if !*change.Authorized {
-			verb = "/de-authorize"
-		}
-
-		found, err = c.centralCall(ctx, http.MethodPost, memberPathV2(network, node)+verb, nil, &read, false)
+	if verb := change.verbV2(); err == nil && found && verb != "" {
+		found, err = c.centralCall(ctx, http.MethodPost, path+verb, nil, &read, false)
 	}
 
 	if err == nil && !found {
 		err = UnknownNetwork(network, c.base)
 	}
 
+	if err == nil {
+		err = c.about(path, node, read.Device)
+	}
+
 	return read.make(), err
+}
+
+// verbV2 is what the status is changed by; empty leaves it.
+func (c MemberChange) verbV2() string {
+	switch {
+	case c.Authorized == nil:
+		return ""
+	case *c.Authorized:
+		return "/authorize"
+	case c.Rejected:
+		return "/reject"
+	}
+
+	return "/de-authorize"
 }
 
 func (c *centralV2) DeleteMember(ctx context.Context, network, node string) error {
@@ -386,14 +433,16 @@ func (c NetworkChange) bodyV2() map[string]any {
 func (c *centralV2) Network(ctx context.Context, network string) (*Network, error) {
 	var read networkV2
 
-	found, err := c.centralCall(ctx, http.MethodGet, "/network/"+network, nil, &read, false)
+	path := "/network/" + network
+
+	found, err := c.centralCall(ctx, http.MethodGet, path, nil, &read, false)
 	if err != nil || !found {
 		return nil, err
 	}
 
 	made := read.make()
 
-	return &made, nil
+	return &made, c.about(path, network, read.ID)
 }
 
 func (c *centralV2) SetNetwork(ctx context.Context, network string, change NetworkChange, isNew bool) (Network, error) {
@@ -409,6 +458,10 @@ func (c *centralV2) SetNetwork(ctx context.Context, network string, change Netwo
 		err = UnknownNetwork(network, c.base)
 	}
 
+	if err == nil {
+		err = c.aboutNetwork(path, network, read.ID, isNew)
+	}
+
 	return read.make(), err
 }
 
@@ -420,12 +473,10 @@ func (c *centralV2) DeleteNetwork(ctx context.Context, network string) error {
 
 // Named looks through the networks that the token can see.
 func (c *centralV1) Named(ctx context.Context, name string) ([]string, error) {
-	var (
-		read []networkV1
-		ids  []string
-	)
+	var read list[networkV1]
 
-	_, err := c.centralCall(ctx, http.MethodGet, "/network", nil, &read, false)
+	err := c.listed(ctx, "/network", &read)
+	ids := []string{}
 
 	for _, one := range read {
 		if one.Config.Name == name {
@@ -440,12 +491,10 @@ func (c *centralV1) Named(ctx context.Context, name string) ([]string, error) {
 
 // Named looks through the networks of the group.
 func (c *centralV2) Named(ctx context.Context, name string) ([]string, error) {
-	var (
-		read items[networkV2]
-		ids  []string
-	)
+	var read list[networkV2]
 
-	_, err := c.centralCall(ctx, http.MethodGet, "/network-group/"+c.group+"/network", nil, &read, false)
+	err := c.listed(ctx, "/network-group/"+c.group+"/network", &read)
+	ids := []string{}
 
 	for _, one := range read {
 		if one.Name == name {
@@ -456,4 +505,44 @@ func (c *centralV2) Named(ctx context.Context, name string) ([]string, error) {
 	slices.Sort(ids)
 
 	return ids, err
+}
+
+// listed reads a list that is always there: 404 is no empty one.
+func (c *caller) listed(ctx context.Context, path string, into any) error {
+	found, err := c.centralCall(ctx, http.MethodGet, path, nil, into, false)
+	if err == nil && !found {
+		err = c.refused(http.MethodGet, path, answer{status: http.StatusNotFound})
+	}
+
+	return err
+}
+
+// about fails unless an answer is about who was asked about: what is made of another is no record without addresses, and
+// would be written back as one.
+func (c *caller) about(path, want, got string) error {
+	if strings.EqualFold(want, got) {
+		return nil
+	}
+
+	return ansible.Fail(CodeUnexpectedAnswer, "look whether the URL is that of ZeroTier's interface", "%s of %s at %s: the answer is about %q in place of %q", path, c.what, c.base, got, want)
+}
+
+// aboutNetwork is about, where a new network has an id of the controller's choice.
+func (c *caller) aboutNetwork(path, want, got string, isNew bool) error {
+	if isNew && want == "" && networkIDPattern.MatchString(got) {
+		return nil
+	}
+
+	return c.about(path, want, got)
+}
+
+// checked fails unless every member of a list says who it is.
+func (c *caller) checked(members []Member, err error) ([]Member, error) {
+	for _, member := range members {
+		if err == nil && !nodeIDPattern.MatchString(strings.ToLower(member.Node)) {
+			err = ansible.Fail(CodeUnexpectedAnswer, "look whether the URL is that of ZeroTier's interface", "the members of %s at %s: %q is no node id", c.what, c.base, member.Node)
+		}
+	}
+
+	return members, err
 }

@@ -33,6 +33,7 @@ type ControllerOptions struct {
 	ValidateCerts bool             `ansible:"validate_certs" default:"true"`
 	AllowInsecure bool             `ansible:"allow_insecure" default:"false"`
 	Timeout       ansible.Duration `ansible:"timeout" default:"10s"`
+	Deadline      ansible.Duration `ansible:"deadline" default:"2m"`
 	Retries       int              `ansible:"retries" default:"6"`
 }
 
@@ -59,6 +60,10 @@ func (o *ControllerOptions) Check() error {
 		errs = append(errs, errors.New("controller.timeout: must be more than 0"))
 	}
 
+	if o.Deadline <= 0 {
+		errs = append(errs, errors.New("controller.deadline: must be more than 0"))
+	}
+
 	if o.Retries < 0 || o.Retries > 20 {
 		errs = append(errs, fmt.Errorf("controller.retries: %d is not between 0 and 20", o.Retries))
 	}
@@ -76,13 +81,18 @@ type Member struct {
 	Addresses       []string         `json:"ip_assignments"`        // as stored, in a fixed order
 	NoAutoAssignIPs bool             `json:"no_auto_assign_ips"`
 	ActiveBridge    bool             `json:"active_bridge"`
+	Rejected        bool             `json:"rejected,omitempty"` // Central v2 only: not authorised, for good
 	Tags            map[string]int64 `json:"tags"`
 	Capabilities    []int64          `json:"capabilities"`
 }
 
+// TagWithoutValue is the value of a tag for which Central gives false.
+const TagWithoutValue = -1
+
 // MemberChange is what to change of a member; nil leaves it.
 type MemberChange struct {
 	Authorized      *bool             `json:"authorized,omitempty"`
+	Rejected        bool              `json:"rejected,omitempty"` // with Authorized false; Central v2 only
 	Name            *string           `json:"name,omitempty"`
 	Description     *string           `json:"description,omitempty"`
 	Hidden          *bool             `json:"hidden,omitempty"`
@@ -167,7 +177,7 @@ type Controller interface {
 	Node(ctx context.Context) (string, error)
 }
 
-// OpenController makes a controller's client. A self-hosted one without URL is that of the host's own service.
+// OpenController makes a controller's client, which has the time of its option deadline for all its requests together. A self-hosted one without URL is that of the host's own service.
 func OpenController(ctx context.Context, options ControllerOptions, service ServiceOptions, hide func(ansible.Secret)) (Controller, error) {
 	made, err := openCaller(ctx, options, service, hide)
 	if err != nil {
@@ -194,7 +204,7 @@ var bases = map[string]string{
 func openCaller(ctx context.Context, options ControllerOptions, service ServiceOptions, hide func(ansible.Secret)) (caller, error) {
 	made := caller{
 		what: "the controller", header: "Authorization", prefix: "token ", retries: options.Retries, unreachable: CodeControllerUnreachable,
-		base: strings.TrimRight(options.URL, "/"), token: options.Token,
+		left: time.Duration(options.Deadline), base: strings.TrimRight(options.URL, "/"), token: options.Token,
 	}
 
 	if made.base == "" {

@@ -2,7 +2,7 @@
 
 // Package ztapi speaks to ZeroTier: to the service of a node, to the controller that such a service can hold, and to
 // ZeroTier Central in both of its versions. It makes no decisions and compares nothing: what a controller stored is given
-// back as it is.
+// back as it is, addresses in one spelling.
 //
 // The service and the self-hosted controller are written from recordings of zerotier-one 1.14.1. Central is written from
 // its published documents alone; no answer of it was seen.

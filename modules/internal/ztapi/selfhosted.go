@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 )
@@ -36,9 +35,12 @@ func (j memberJSON) make() Member {
 	}
 
 	for _, tag := range j.Tags {
-		// Central may give false for a tag without value.
-		if len(tag) == 2 {
-			value, _ := tag[1].(float64)
+		if len(tag) != 2 {
+			continue
+		}
+
+		made.Tags[fmt.Sprint(tag[0])] = TagWithoutValue
+		if value, isNumber := tag[1].(float64); isNumber {
 			made.Tags[fmt.Sprint(tag[0])] = int64(value)
 		}
 	}
@@ -60,11 +62,17 @@ func (c MemberChange) body() map[string]any {
 	put(body, "capabilities", c.Capabilities)
 
 	if c.Tags != nil {
-		tags := [][]int64{}
+		tags := [][]any{}
 
 		for _, id := range slices.Sorted(maps.Keys(*c.Tags)) {
 			number, _ := strconv.ParseInt(id, 10, 64)
-			tags = append(tags, []int64{number, (*c.Tags)[id]})
+
+			value := any((*c.Tags)[id])
+			if value == int64(TagWithoutValue) {
+				value = false
+			}
+
+			tags = append(tags, []any{number, value})
 		}
 
 		body["tags"] = tags
@@ -117,6 +125,10 @@ func (c *selfHosted) Node(ctx context.Context) (string, error) {
 		err = c.refused(http.MethodGet, "/status", answer{status: http.StatusNotFound})
 	}
 
+	if err == nil && !nodeIDPattern.MatchString(status.Address) {
+		err = ansible.Fail(CodeUnexpectedAnswer, "look whether the URL is that of a ZeroTier service", "GET /status of %s at %s: %q is no node id", c.what, c.base, status.Address)
+	}
+
 	return status.Address, err
 }
 
@@ -133,13 +145,9 @@ func (c *selfHosted) Member(ctx context.Context, network, node string) (*Member,
 		return nil, err
 	}
 
-	if !strings.EqualFold(read.ID, node) {
-		return nil, ansible.Fail(CodeUnexpectedAnswer, "", "the controller at %s answers about member %q in place of %q", c.base, read.ID, node)
-	}
-
 	made := read.make()
 
-	return &made, nil
+	return &made, c.about(networkPath(network)+"/member/"+node, node, read.ID)
 }
 
 // known is an error unless the controller has the network.
@@ -155,25 +163,28 @@ func (c *selfHosted) known(ctx context.Context, network string) error {
 // Members reads all in one request where the service can (1.12 and later), else one by one.
 func (c *selfHosted) Members(ctx context.Context, network string) ([]Member, error) {
 	var read struct {
-		Data []memberJSON `json:"data"`
+		Data *[]memberJSON `json:"data"`
+	}
+
+	path := "/unstable" + networkPath(network) + "/member"
+
+	found, err := c.call(ctx, http.MethodGet, path, nil, &read)
+
+	switch {
+	case err != nil:
+		return nil, err
+	case !found:
+		return c.eachMember(ctx, network)
+	case read.Data == nil:
+		return nil, ansible.Fail(CodeUnexpectedAnswer, "", "%s of %s at %s: the answer has no list of members", path, c.what, c.base)
 	}
 
 	members := []Member{}
-
-	found, err := c.call(ctx, http.MethodGet, "/unstable"+networkPath(network)+"/member", nil, &read)
-	if err != nil {
-		return nil, err
-	}
-
-	for _, one := range read.Data {
+	for _, one := range *read.Data {
 		members = append(members, one.make())
 	}
 
-	if found {
-		return members, nil
-	}
-
-	return c.eachMember(ctx, network)
+	return c.checked(members, nil)
 }
 
 func (c *selfHosted) eachMember(ctx context.Context, network string) ([]Member, error) {
@@ -184,6 +195,10 @@ func (c *selfHosted) eachMember(ctx context.Context, network string) ([]Member, 
 	found, err := c.call(ctx, http.MethodGet, networkPath(network)+"/member", nil, &ids)
 	if err == nil && !found {
 		err = c.known(ctx, network)
+	}
+
+	if err == nil && found && ids == nil {
+		err = ansible.Fail(CodeUnexpectedAnswer, "", "%s/member of %s at %s: the answer has no list of members", networkPath(network), c.what, c.base)
 	}
 
 	for _, id := range slices.Sorted(maps.Keys(ids)) {
@@ -213,6 +228,10 @@ func (c *selfHosted) SetMember(ctx context.Context, network, node string, change
 		if err == nil {
 			err = c.refused(http.MethodPost, "member "+node, answer{status: http.StatusNotFound})
 		}
+	}
+
+	if err == nil {
+		err = c.about(networkPath(network)+"/member/"+node, node, read.ID)
 	}
 
 	return read.make(), err
@@ -274,13 +293,13 @@ func (j networkJSON) make() Network {
 	}
 
 	for _, pool := range j.Pools {
-		made.Pools = append(made.Pools, Pool(pool))
+		made.Pools = append(made.Pools, Pool{CanonicalAddress(pool.Start), CanonicalAddress(pool.End)})
 	}
 
 	for _, route := range j.Routes {
-		one := Route{Target: route.Target}
+		one := Route{Target: CanonicalPrefix(route.Target)}
 		if route.Via != nil {
-			one.Via = *route.Via
+			one.Via = CanonicalAddress(*route.Via)
 		}
 
 		made.Routes = append(made.Routes, one)
@@ -352,13 +371,9 @@ func (c *selfHosted) Network(ctx context.Context, network string) (*Network, err
 		return nil, err
 	}
 
-	if read.ID != network {
-		return nil, ansible.Fail(CodeUnexpectedAnswer, "", "the controller at %s answers about network %q in place of %q", c.base, read.ID, network)
-	}
-
 	made := read.make()
 
-	return &made, nil
+	return &made, c.about(networkPath(network), network, read.ID)
 }
 
 // SetNetwork changes a network, or makes it: the controller does not tell the two apart.
@@ -374,6 +389,10 @@ func (c *selfHosted) SetNetwork(ctx context.Context, network string, change Netw
 		if err == nil {
 			err = UnknownNetwork(network, c.base)
 		}
+	}
+
+	if err == nil {
+		err = c.about(networkPath(network), network, read.ID)
 	}
 
 	return read.make(), err

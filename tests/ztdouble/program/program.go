@@ -25,7 +25,7 @@ import (
 
 type options struct {
 	home, address, token, underlay, controllers, allowFrom, networks string
-	port                                                             int
+	port, central                                                    int
 	scale                                                            float64
 	staleWithin                                                      time.Duration
 }
@@ -44,6 +44,7 @@ func Run(args []string) error {
 	flag.StringVar(&o.allowFrom, "allow-from", "", "prefixes that may call besides loopback")
 	flag.StringVar(&o.networks, "networks", "", "networks of this controller as JSON: {ID: fields}")
 	flag.IntVar(&o.port, "port", 9993, "TCP port")
+	flag.IntVar(&o.central, "central", 0, "TCP port on loopback of Central v1's face of this controller, which takes the node's token and loses names; default: none")
 	flag.DurationVar(&o.staleWithin, "stale-within", 0, "two changes of addresses in that time leave the older ones on the device")
 	flag.Float64Var(&o.scale, "scale", 1, "factor of all times")
 
@@ -183,6 +184,13 @@ func (o options) serve(ctx context.Context, node *ztdouble.Node) error {
 
 	server := &http.Server{Handler: node, ReadHeaderTimeout: 5 * time.Second}
 
+	if o.central != 0 {
+		err = o.serveCentral(node)
+		if err != nil {
+			return err
+		}
+	}
+
 	go func() {
 		for ctx.Err() == nil {
 			node.Advance()
@@ -203,6 +211,20 @@ func (o options) serve(ctx context.Context, node *ztdouble.Node) error {
 	}
 
 	return err
+}
+
+// serveCentral serves until the program ends.
+func (o options) serveCentral(node *ztdouble.Node) error {
+	listener, err := net.Listen("tcp4", "127.0.0.1:"+strconv.Itoa(o.central))
+	if err != nil {
+		return err
+	}
+
+	face := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: &ztdouble.Central{Node: node, Version: 1, Token: node.Token, ForgetNames: true}}
+
+	go func() { _ = face.Serve(listener) }()
+
+	return nil
 }
 
 func (o options) folder() string { return filepath.Join(o.home, "networks.d") }
