@@ -91,6 +91,10 @@ func newSite(t *testing.T) *site {
 
 	command(t, root, "make", "-s", "build")
 
+	turn, err := lab.Turn("thinkube-zerotier-tests", os.Stderr)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, turn.Close()) })
+
 	ctx := context.Background()
 	require.NoError(t, errors.Join(lab.Down(ctx, labConfig, false), os.RemoveAll(dir), os.MkdirAll(filepath.Join(dir, "home"), 0o755)))
 	t.Cleanup(func() {
