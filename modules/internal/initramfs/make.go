@@ -23,7 +23,7 @@ func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context
 	defer func() {
 		for _, each := range slices.Backward(kept) {
 			if err != nil {
-				err = errors.Join(err, each.restore())
+				err = errors.Join(err, t.putBack(context.WithoutCancel(ctx), each))
 			}
 
 			each.drop()
@@ -53,12 +53,7 @@ func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context
 
 func (t Tree) remake(ctx context.Context, image Image) error {
 	if t.Generator() == InitramfsTools {
-		err := t.Run(ctx, "update-initramfs", "-u", "-k", image.Release)
-		if err != nil {
-			_ = os.Remove(t.Root + image.Path + ".new") // what it was writing when it was ended
-		}
-
-		return err
+		return t.updateInitramfs(ctx, image)
 	}
 
 	// dracut writes over what is there, and a loss of power then leaves no image at all. So it writes beside it.
@@ -92,6 +87,27 @@ func (t Tree) putBack(ctx context.Context, saved backup) error {
 	}
 
 	return nil
+}
+
+// updateInitramfs leaves nothing of the tool's own beside the image when it fails: what it was writing, and its copy of the
+// old one.
+func (t Tree) updateInitramfs(ctx context.Context, image Image) error {
+	var own []string
+
+	for _, suffix := range []string{".new", ".dpkg-bak"} {
+		if !t.exists(image.Path + suffix) {
+			own = append(own, t.Root+image.Path+suffix)
+		}
+	}
+
+	err := t.Run(ctx, "update-initramfs", "-u", "-k", image.Release)
+	if err != nil {
+		for _, path := range own {
+			_ = os.Remove(path)
+		}
+	}
+
+	return err
 }
 
 // backup is an image as it was.
