@@ -172,6 +172,31 @@ func TestAZoneThatTheServerDoesNotTake(t *testing.T) {
 	}
 }
 
+// TestAZoneThatCannotBeLoadedIsRemoved as any other that this module made, if the server tells that it is that.
+func TestAZoneThatCannotBeLoadedIsRemoved(t *testing.T) {
+	for _, kind := range servers {
+		t.Run(kind, func(t *testing.T) {
+			s := dnstest.Start(t, kind, dnstest.Zone{Name: zone, Text: "@ SOA nonsense", Broken: true})
+			absent := local(t, s, dict{"create": true, "state": "absent"})
+
+			require.NoError(t, os.MkdirAll(filepath.Join(recordRoot, "dns_zone"), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(recordRoot, "dns_zone", "example.com..json"), fmt.Appendf(nil, `{"file": %q}`, s.ZoneFile(zone)), 0o600))
+
+			if kind == "named" {
+				path := os.Getenv("PATH")
+				inFrontOf(t, `case "$*" in *showzone*) echo "rndc: 'showzone' failed: failure"; exit 1;; esac; exec $REAL "$@"`, "rndc")
+				assert.Contains(t, dnstest.Fails(t, module, dnszone.CodeServer, absent).Msg, "not known")
+				assert.FileExists(t, s.ZoneFile(zone))
+				t.Setenv("PATH", path)
+			}
+
+			dnstest.Converges(t, module, absent)
+			assert.NoFileExists(t, s.ZoneFile(zone))
+			assert.Empty(t, recorded(t))
+		})
+	}
+}
+
 // recorded lists what the module has noted.
 func recorded(t *testing.T) []string {
 	t.Helper()
