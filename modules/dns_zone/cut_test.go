@@ -132,6 +132,26 @@ func TestAFileThatIsEditedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestAnIncludeThatIsEditedMeanwhile has somebody else write to what named includes while it reads that, and refuses our line: only
+// that goes.
+func TestAnIncludeThatIsEditedMeanwhile(t *testing.T) {
+	s := dnstest.Start(t, "named")
+	args := local(t, s, dict{"create": true, "include": s.Include(), "config": "no such statement;", "soa": dict{"primary": "ns1"}, "records": []any{
+		record("@", "NS", "ns1"), record("ns1", "A", "192.0.2.53"),
+	}})
+
+	mark := filepath.Join(t.TempDir(), "once")
+	inFrontOf(t, fmt.Sprintf(`case "$*" in *reconfig*) [ -e %[1]s ] || { touch %[1]s; echo '// too' >>%[2]s; };; esac; exec $REAL "$@"`, mark, s.Include()), "rndc")
+	dnstest.Fails(t, module, dnszone.CodeServer, args)
+	assert.FileExists(t, mark)
+
+	text, err := os.ReadFile(s.Include())
+	require.NoError(t, err)
+	assert.Equal(t, "// by hand\n// too\n", string(text))
+	assert.Empty(t, recorded(t))
+	assert.NoFileExists(t, s.ZoneFile(zone))
+}
+
 // TestAZoneThatTheServerDoesNotTake is none of ours, also not when somebody else makes it later.
 func TestAZoneThatTheServerDoesNotTake(t *testing.T) {
 	for _, kind := range servers {
