@@ -124,7 +124,7 @@ func TestItWaitsForWhatIsComing(t *testing.T) {
 	assert.Greater(t, answer["attempts"], 1.0)
 }
 
-// TestASignedAnswer asks a resolver that checks signatures: it vouches for the answer, and only with them does it send them along.
+// TestASignedAnswer asks a resolver that checks signatures: it vouches for an answer when it is asked to.
 func TestASignedAnswer(t *testing.T) {
 	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Signed: true})
 

@@ -35,7 +35,8 @@ type status struct {
 	known     bool   // the server has it, served or not
 	dynamic   bool   // it takes updates, so that the server changes its file; asked in mode file
 	secondary bool   // the server gets it from another one
-	file      string // where the server keeps it, "" where that is not known
+	file      string // where the server is told to keep it
+	unsure    bool   // file and secondary are not known
 }
 
 func newBackend(args Args, store record.Store, updateKey, transferKey string) backend {
@@ -146,17 +147,16 @@ func (b bind) unloaded(ctx context.Context) (status, error) {
 		return out, nil
 	}
 
-	// named shows the configuration of a zone where it allows new ones; elsewhere it is not known.
+	// named shows the configuration of a zone only where it allows new ones.
 	said, err := b.rndc(ctx, "showzone", b.zone)
-	if err != nil && ctx.Err() != nil {
-		return out, err
+	if err != nil {
+		out.unsure = true
+
+		return out, ctx.Err()
 	}
 
-	_, rest, found := strings.Cut(said, ` file "`)
-	if err == nil && found {
-		out.file, _, _ = strings.Cut(rest, `"`)
-	}
-
+	_, rest, _ := strings.Cut(said, ` file "`)
+	out.file, _, _ = strings.Cut(rest, `"`)
 	out.secondary = strings.Contains(said, "{ type secondary;")
 
 	return out, nil

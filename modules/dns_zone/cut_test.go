@@ -132,6 +132,26 @@ func TestAFileThatIsEditedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestAnIncludeThatIsEditedMeanwhile has somebody else write to what named includes while it reads that, and refuses our line: only
+// that goes.
+func TestAnIncludeThatIsEditedMeanwhile(t *testing.T) {
+	s := dnstest.Start(t, "named")
+	args := local(t, s, dict{"create": true, "include": s.Include(), "config": "no such statement;", "soa": dict{"primary": "ns1"}, "records": []any{
+		record("@", "NS", "ns1"), record("ns1", "A", "192.0.2.53"),
+	}})
+
+	mark := filepath.Join(t.TempDir(), "once")
+	inFrontOf(t, fmt.Sprintf(`case "$*" in *reconfig*) [ -e %[1]s ] || { touch %[1]s; echo '// too' >>%[2]s; };; esac; exec $REAL "$@"`, mark, s.Include()), "rndc")
+	dnstest.Fails(t, module, dnszone.CodeServer, args)
+	assert.FileExists(t, mark)
+
+	text, err := os.ReadFile(s.Include())
+	require.NoError(t, err)
+	assert.Equal(t, "// by hand\n// too\n", string(text))
+	assert.Empty(t, recorded(t))
+	assert.NoFileExists(t, s.ZoneFile(zone))
+}
+
 // TestAZoneThatTheServerDoesNotTake is none of ours, also not when somebody else makes it later.
 func TestAZoneThatTheServerDoesNotTake(t *testing.T) {
 	for _, kind := range servers {
@@ -168,6 +188,31 @@ func TestAZoneThatTheServerDoesNotTake(t *testing.T) {
 			left := dnstest.Unchanged(t, module, absent)
 			assert.Contains(t, strings.Join(left.Warnings, "\n"), "somebody else")
 			assert.Equal(t, "192.0.2.53", s.Lookup("ns1.example.com", "A"))
+		})
+	}
+}
+
+// TestAZoneThatCannotBeLoadedIsRemoved as any other that this module made, if the server tells that it is that.
+func TestAZoneThatCannotBeLoadedIsRemoved(t *testing.T) {
+	for _, kind := range servers {
+		t.Run(kind, func(t *testing.T) {
+			s := dnstest.Start(t, kind, dnstest.Zone{Name: zone, Text: "@ SOA nonsense", Broken: true})
+			absent := local(t, s, dict{"create": true, "state": "absent"})
+
+			require.NoError(t, os.MkdirAll(filepath.Join(recordRoot, "dns_zone"), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(recordRoot, "dns_zone", "example.com..json"), fmt.Appendf(nil, `{"file": %q}`, s.ZoneFile(zone)), 0o600))
+
+			if kind == "named" {
+				path := os.Getenv("PATH")
+				inFrontOf(t, `case "$*" in *showzone*) echo "rndc: 'showzone' failed: failure"; exit 1;; esac; exec $REAL "$@"`, "rndc")
+				assert.Contains(t, dnstest.Fails(t, module, dnszone.CodeServer, absent).Msg, "not known")
+				assert.FileExists(t, s.ZoneFile(zone))
+				t.Setenv("PATH", path)
+			}
+
+			dnstest.Converges(t, module, absent)
+			assert.NoFileExists(t, s.ZoneFile(zone))
+			assert.Empty(t, recorded(t))
 		})
 	}
 }

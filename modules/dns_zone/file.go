@@ -40,6 +40,10 @@ func (h *host) readLocal(ctx context.Context) (State, error) {
 	}
 
 	switch {
+	case h.args.removes() && state.Made != nil && status.unsure:
+		return state, ansible.Fail(CodeServer, "mend the zone's file (the server's log says what is wrong with it) and run the task again",
+			"the server could not load zone %s and does not show its configuration, so that it is not known whether it is the one that this module made",
+			records.Display(h.args.zone))
 	case h.args.removes():
 		return state, nil // what is in it makes no difference, and one that cannot be loaded can be removed, too
 	case !status.known:

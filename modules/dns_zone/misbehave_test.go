@@ -211,6 +211,10 @@ func TestTheAnswerIsLost(t *testing.T) {
 
 // TestKilledBetweenUpdates cuts the program when one of its messages has arrived, before it has the answer, and runs the task again.
 func TestKilledBetweenUpdates(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+
 	onEach(t, func(t *testing.T, s *dnstest.Server) {
 		list := []any{record("ns2", "A", "192.0.2.54")}
 		for i := range 900 {
