@@ -35,8 +35,7 @@ func (p *planner) missing() error {
 		return err
 	}
 
-	sets := slices.Clone(wanted.list)
-	records.SortSets(sets)
+	sets := slices.Clone(wanted)
 
 	soa := p.args.SOA.over(records.SOA{
 		Mail: "hostmaster." + p.args.zone, Refresh: 7200, Retry: 900, Expire: 1209600, Minimum: 300, TTL: uint32(p.args.TTL),

@@ -77,11 +77,11 @@ func (p *planner) owned(id records.ID) bool {
 	return ok && slices.Contains(strings.Split(types, ","), id.Type)
 }
 
-// wantedSets are the sets that are to be there: those that are listed and, with manage=owned, their markers. What somebody
+// wantedSets are the sets that are to be there, in order: those that are listed and, with manage=owned, their markers. What somebody
 // else has made alike is left to them.
-func (p *planner) wantedSets() (*sets, error) {
+func (p *planner) wantedSets() ([]records.Set, error) {
 	if p.args.Manage != "owned" {
-		return makeIndex(p.args.wanted), nil
+		return p.args.wanted, nil
 	}
 
 	var (
@@ -129,5 +129,7 @@ func (p *planner) wantedSets() (*sets, error) {
 		})
 	}
 
-	return makeIndex(ours), nil
+	records.SortSets(ours)
+
+	return ours, nil
 }
