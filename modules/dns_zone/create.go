@@ -51,8 +51,7 @@ func (p *planner) missing() error {
 		return err
 	}
 
-	sets := slices.Clone(wanted.list)
-	records.SortSets(sets)
+	sets := slices.Clone(wanted)
 
 	soa := p.newSOA()
 

@@ -77,11 +77,11 @@ func (p *planner) owned(id records.ID) bool {
 	return ok && slices.Contains(strings.Split(types, ","), id.Type)
 }
 
-// wantedSets are the sets that are to be there: those that are listed and, with manage=owned, their markers. What somebody
+// wantedSets are the sets that are to be there, in order: those that are listed and, with manage=owned, their markers. What somebody
 // else has made alike is left to them.
-func (p *planner) wantedSets() (*sets, error) {
+func (p *planner) wantedSets() ([]records.Set, error) {
 	if p.args.Manage != "owned" {
-		return makeIndex(p.args.wanted), nil
+		return p.args.wanted, nil
 	}
 
 	var (
@@ -111,8 +111,10 @@ func (p *planner) wantedSets() (*sets, error) {
 	}
 
 	markers, err := p.markers(slices.Concat(ours, p.kept()))
+	wanted := append(ours, markers...)
+	records.SortSets(wanted)
 
-	return makeIndex(append(ours, markers...)), err
+	return wanted, err
 }
 
 // kept are the sets of ours that stay without being listed: they are ignored, or only some of their values are to go.

@@ -49,20 +49,13 @@ type Part struct{}
 // sets finds sets by their names and types. It belongs to one goroutine.
 type sets struct {
 	list []records.Set
-	next int                // after the one that was found last
 	at   map[records.ID]int // nil until it is needed
 }
 
 func makeIndex(list []records.Set) *sets { return &sets{list: list} }
 
-// find gives the set, nil when there is none. Who asks for all sets of an equal list in order needs no map.
+// find gives the set, nil when there is none.
 func (s *sets) find(id records.ID) *records.Set {
-	if s.next < len(s.list) && s.list[s.next].ID() == id {
-		s.next++
-
-		return &s.list[s.next-1]
-	}
-
 	if s.at == nil {
 		s.at = make(map[records.ID]int, len(s.list))
 		for i, set := range s.list {
@@ -70,14 +63,11 @@ func (s *sets) find(id records.ID) *records.Set {
 		}
 	}
 
-	i, ok := s.at[id]
-	if !ok {
-		return nil
+	if i, ok := s.at[id]; ok {
+		return &s.list[i]
 	}
 
-	s.next = i + 1
-
-	return &s.list[i]
+	return nil
 }
 
 func makePlan(args Args, current State) (plan.Plan[State], error) {
@@ -165,28 +155,42 @@ func (p *planner) changes() ([]Change, error) {
 
 	var changes []Change
 
-	for i, set := range wanted.list {
-		old := p.index.find(set.ID())
-		if old == nil || !set.Same(*old) {
-			changes = append(changes, Change{Old: old, New: &wanted.list[i]})
+	// Both lists are in order.
+	for current := p.current.Sets; len(wanted) > 0 || len(current) > 0; {
+		switch order := compareFirst(wanted, current); {
+		case order < 0:
+			changes = append(changes, Change{New: &wanted[0]})
+			wanted = wanted[1:]
+		case order > 0:
+			if left, gone := p.fate(current[0]); gone {
+				changes = append(changes, Change{Old: &current[0], New: left})
+			}
+
+			current = current[1:]
+		default:
+			if !wanted[0].Same(current[0]) {
+				changes = append(changes, Change{Old: &current[0], New: &wanted[0]})
+			}
+
+			wanted, current = wanted[1:], current[1:]
 		}
 	}
 
-	for i := range p.current.Sets {
-		old := &p.current.Sets[i]
-		if wanted.find(old.ID()) != nil {
-			continue
-		}
-
-		if left, gone := p.fate(*old); gone {
-			changes = append(changes, Change{Old: old, New: left})
-		}
-	}
-
-	records.SortBy(changes, Change.id)
 	p.markAlone(changes)
 
 	return changes, nil
+}
+
+// compareFirst tells which of two lists, not both empty, has the set that comes first in the zone: less than 0 for a, 0 for both.
+func compareFirst(a, b []records.Set) int {
+	switch {
+	case len(b) == 0:
+		return -1
+	case len(a) == 0:
+		return 1
+	}
+
+	return records.Compare(a[0].ID(), b[0].ID())
 }
 
 // markAlone finds the changes that give a name its first records.

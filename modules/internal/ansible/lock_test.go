@@ -4,7 +4,6 @@ package ansible
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,7 +42,7 @@ func holdLock(folder string) {
 func decodeEnvelope(args map[string]any) (decoded envelope) {
 	text, err := json.Marshal(makeEnvelope(args))
 	if err == nil {
-		err = decodeJSON(bytes.NewReader(text), &decoded)
+		err = decodeJSON(text, &decoded)
 	}
 
 	if err != nil {

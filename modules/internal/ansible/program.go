@@ -87,7 +87,7 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 		return 2
 	}
 
-	_, err := stdout.Write(answerFrom(ctx, runners, stdin, call))
+	_, err := stdout.Write(answerInput(ctx, runners, stdin, call))
 	if err != nil {
 		return 1
 	}
@@ -95,17 +95,29 @@ func Bundle(runners []Runner, argv []string, stdin io.Reader, stdout, stderr io.
 	return 0
 }
 
-// answerFrom reads an envelope and answers it.
-func answerFrom(ctx context.Context, runners []Runner, input io.Reader, call caller) []byte {
+// answerInput reads the one envelope of this process and answers it.
+func answerInput(ctx context.Context, runners []Runner, input io.Reader, call caller) []byte {
+	text, err := readInput(input)
+	if err != nil {
+		return refuseInput(err)
+	}
+
+	return answerWhole(ctx, runners, text, call)
+}
+
+// answerWhole decodes an envelope and answers it.
+func answerWhole(ctx context.Context, runners []Runner, text []byte, call caller) []byte {
 	var env envelope
 
-	err := decodeJSON(input, &env)
+	err := decodeJSON(text, &env)
 	if err != nil {
-		return refuse("reading the task from stdin: " + err.Error())
+		return refuseInput(err)
 	}
 
 	return call(ctx, runners, env)
 }
+
+func refuseInput(err error) []byte { return refuse("reading the task from stdin: " + err.Error()) }
 
 // serve takes tasks until the controller has no more. It returns the exit code.
 func serve(ctx context.Context, runners []Runner, stderr io.Writer) int {
@@ -139,7 +151,7 @@ func answerText(ctx context.Context, runners []Runner, text []byte, call caller)
 		}
 	}()
 
-	return answerFrom(ctx, runners, bytes.NewReader(text), call)
+	return answerWhole(ctx, runners, text, call)
 }
 
 // Standalone is a program with one module, as stock Ansible runs it from a library/ folder: the arguments file is the
@@ -216,26 +228,44 @@ func readArgs(path string) (map[string]any, error) {
 
 	defer func() { _ = file.Close() }()
 
+	text, err := readInput(file)
+	if err != nil {
+		return nil, err
+	}
+
 	var args map[string]any
 
-	return args, decodeJSON(file, &args)
+	err = decodeJSON(text, &args)
+
+	return args, err
 }
 
-// decodeJSON reads exactly one JSON value. Its errors never quote the input, which may hold secrets.
-func decodeJSON(reader io.Reader, into any) error {
+// readInput reads the one task of this process.
+func readInput(reader io.Reader) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(reader, maxInput+1))
-	if err != nil {
-		return err
+	if err == nil && len(text) > maxInput {
+		err = fmt.Errorf("more than %d bytes", maxInput)
 	}
 
-	if len(text) > maxInput {
-		return fmt.Errorf("more than %d bytes", maxInput)
+	if len(text) > manyArguments {
+		// Nearly all of it is needed until the end: looking for what is not, each time that the heap has doubled, would take a
+		// third of the time. No task needs more than this many times its input, unless what it reads is larger.
+		debug.SetGCPercent(400)
+		debug.SetMemoryLimit(max(300<<20, int64(len(text))*50))
 	}
 
+	return text, err
+}
+
+// manyArguments is from how many bytes of input on a program takes more memory to be faster.
+const manyArguments = 1 << 20
+
+// decodeJSON reads exactly one JSON value. Its errors never quote the input, which may hold secrets.
+func decodeJSON(text []byte, into any) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber()
 
-	err = decoder.Decode(into)
+	err := decoder.Decode(into)
 
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {

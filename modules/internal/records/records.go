@@ -394,20 +394,26 @@ func (s Set) Without(other Set) []string {
 	return missing
 }
 
-// SortSets brings sets into the order of zone files.
-func SortSets(sets []Set) { SortBy(sets, Set.ID) }
+// Compare tells which of two sets comes first in the order of zone files: the zone itself first, then by name, each name after
+// those above it, and by type.
+func Compare(a, b ID) int {
+	if a == b {
+		return 0
+	}
 
-// SortBy brings a list into the order of zone files: the zone itself first, then by name, each name after those above it, and
-// by type. What has the same name and type stays in its order.
-func SortBy[T any](list []T, id func(T) ID) {
+	return strings.Compare(a.sortKey(), b.sortKey())
+}
+
+// SortSets brings sets into the order of Compare. Those of the same name and type stay in theirs.
+func SortSets(sets []Set) {
 	type place struct {
 		key string
 		at  int
 	}
 
-	places := make([]place, len(list))
-	for i, item := range list {
-		places[i] = place{id(item).sortKey(), i}
+	places := make([]place, len(sets))
+	for i, set := range sets {
+		places[i] = place{set.ID().sortKey(), i}
 	}
 
 	compare := func(a, b place) int { return cmp.Or(strings.Compare(a.key, b.key), a.at-b.at) }
@@ -417,12 +423,12 @@ func SortBy[T any](list []T, id func(T) ID) {
 
 	slices.SortFunc(places, compare)
 
-	sorted := make([]T, len(list))
+	sorted := make([]Set, len(sets))
 	for i, p := range places {
-		sorted[i] = list[p.at]
+		sorted[i] = sets[p.at]
 	}
 
-	copy(list, sorted)
+	copy(sets, sorted)
 }
 
 // sortKey are the labels from the right (RFC 4034, 6.1) and the type. The octet 0 ends a label: it is less than all that a

@@ -324,7 +324,7 @@ func FuzzOrder(f *testing.F) {
 			sets = append(sets, Set{Name: name, Type: each[1]})
 		}
 
-		require.Equal(t, order(sets[0], sets[1]), strings.Compare(sets[0].ID().sortKey(), sets[1].ID().sortKey()), "%v", sets)
+		require.Equal(t, order(sets[0], sets[1]), Compare(sets[0].ID(), sets[1].ID()), "%v", sets)
 	})
 }
 
