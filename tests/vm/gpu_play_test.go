@@ -291,8 +291,8 @@ func TestGPUPlaybooks(t *testing.T) {
 	assert.Equal(t, 1, h.restarts, "the way back needs no restart")
 }
 
-// TestGPURestartInVain (a short name: sockets lie in a folder of it): QEMU pins a command line that switches the IOMMU off, whatever GRUB's files say.
-func TestGPURestartInVain(t *testing.T) {
+// TestGPUPlaybookWhereARestartDoesNotHelp: QEMU pins a command line that switches the IOMMU off, whatever GRUB's files say.
+func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
 	t.Parallel()
 	h := bootGPUHost(t, "intel_iommu=off")
 	said := h.play(t, h.playbook("30_reserve_gpus"))
