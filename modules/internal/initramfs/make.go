@@ -23,7 +23,7 @@ func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context
 	defer func() {
 		for _, each := range slices.Backward(kept) {
 			if err != nil {
-				err = errors.Join(err, each.restore())
+				err = errors.Join(err, t.putBack(context.WithoutCancel(ctx), each))
 			}
 
 			each.drop()
