@@ -64,7 +64,10 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 	made, _ := chrootRoot(t, "initramfs-tools")
 	checkout, err := filepath.Abs("../..")
 	require.NoError(t, err)
-	h := &gpuHost{checkout: checkout, dir: t.TempDir(), port: freePort(t)}
+	dir, err := os.MkdirTemp("", "thinkube-play-") // short: ssh's socket is in it, and its path has 107 bytes at most
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	h := &gpuHost{checkout: checkout, dir: dir, port: freePort(t)}
 	for _, name := range []string{"user", "host"} {
 		_, err := run(t.Context(), h.dir, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name)
 		require.NoError(t, err)

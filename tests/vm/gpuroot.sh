@@ -91,7 +91,13 @@ cp -a "$out/apt" "$root/etc/apt"
 # udev hears of the cards. Nobody reads a log, and the network is set up by sshd's unit.
 lighten "$root" pci
 chroot "$root" systemctl -q mask systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket \
-    systemd-journald-audit.socket systemd-networkd.service systemd-networkd.socket dbus.service dbus.socket
+    systemd-journald-audit.socket systemd-networkd.service systemd-networkd.socket
+# shutdown(8) asks logind over D-Bus, and starts both.
+chroot "$root" systemctl -q unmask systemd-logind.service
+mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+for unit in systemd-logind.service dbus.service; do
+    ln -sf /dev/null "$root/etc/systemd/system/multi-user.target.wants/$unit"
+done
 
 umount "$root/dev" "$root/proc"
 rm -rf "$root/srv/apt" "$root/var/cache/apt" "$root/var/lib/apt/lists"
