@@ -259,7 +259,7 @@ systemctl restart NetworkManager; nmcli connection up uplink; grep NetworkManage
 	require.Contains(t, before, "nameserver 10.177.92.1\n")
 
 	step(t, "servers that do not answer change nothing", func(t *testing.T) {
-		client(t, "-e", "server=10.177.92.1").failedWith(t, "n2", "servers that do not answer")
+		client(t, "-e", "server=10.177.92.1").failedWith(t, "n2", "connection refused")
 		assert.Equal(t, before, files(t))
 	})
 
@@ -274,7 +274,7 @@ systemctl restart NetworkManager; nmcli connection up uplink; grep NetworkManage
 		s.run(t, "n2", "printf '[global-dns-domain-*]\nservers=10.177.92.1\n' >/etc/NetworkManager/conf.d/90-other.conf && systemctl reload NetworkManager")
 		run := client(t, "--check")
 		assert.Equal(t, 1, run.succeeded(t).Stats["n2"].Changed)
-		assert.Contains(t, run.Stdout, "90-other.conf: [global-dns-domain-*]")
+		assert.Contains(t, run.Stdout, "90-other.conf")
 		s.run(t, "n2", "rm /etc/NetworkManager/conf.d/90-other.conf && systemctl reload NetworkManager")
 	})
 
