@@ -242,7 +242,17 @@ func readArgs(path string) (map[string]any, error) {
 
 // readInput reads the one task of this process.
 func readInput(reader io.Reader) ([]byte, error) {
-	text, err := io.ReadAll(io.LimitReader(reader, maxInput+1))
+	var input bytes.Buffer
+
+	if file, ok := reader.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			input.Grow(int(min(info.Size(), maxInput)) + bytes.MinRead)
+		}
+	}
+
+	_, err := input.ReadFrom(io.LimitReader(reader, maxInput+1))
+	text := input.Bytes()
+
 	if err == nil && len(text) > maxInput {
 		err = fmt.Errorf("more than %d bytes", maxInput)
 	}
