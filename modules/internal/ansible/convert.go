@@ -21,7 +21,7 @@ type Lookup func(name string) (string, bool)
 // converters has one function for each option type: a plain value in, a plain value of that type out. The error is the
 // tail of core's text; the caller puts the option before it.
 var converters = map[string]func(value any, env Lookup) (any, error){
-	"str":   func(v any, _ Lookup) (any, error) { return asText(v), nil },
+	"str":   func(v any, _ Lookup) (any, error) { return toStr(v), nil },
 	"int":   func(v any, _ Lookup) (any, error) { return toInt(v) },
 	"float": func(v any, _ Lookup) (any, error) { return toFloat(v) },
 	"bool":  func(v any, _ Lookup) (any, error) { return toBool(v) },
@@ -36,15 +36,6 @@ var converters = map[string]func(value any, env Lookup) (any, error){
 
 func cannot(value any, what string) error {
 	return fmt.Errorf("%s cannot be converted to %s", className(value), what)
-}
-
-// asText is toStr for a value that is text already, as most are: it does not copy it.
-func asText(value any) any {
-	if _, ok := value.(string); ok {
-		return value
-	}
-
-	return toStr(value)
 }
 
 func toStr(value any) string {

@@ -454,7 +454,7 @@ func orStr(typ string) string {
 func (d *decoder) convert(s *Spec, params map[string]any, at *place) error {
 	for _, option := range s.Order {
 		value, there := params[option.Name]
-		if !there || value == nil && !option.Required && option.Default == nil {
+		if !there || option.fits(value) || value == nil && !option.Required && option.Default == nil {
 			continue
 		}
 
@@ -476,6 +476,22 @@ func (d *decoder) convert(s *Spec, params map[string]any, at *place) error {
 	}
 
 	return nil
+}
+
+// fits tells whether a value has the option's type already, as most have.
+func (o *Option) fits(value any) bool {
+	switch value.(type) {
+	case string:
+		return orStr(o.Type) == "str"
+	case bool:
+		return o.Type == "bool"
+	case []any:
+		return o.Type == "list" && (o.Elements == "" || o.Elements == "raw")
+	case map[string]any:
+		return o.Type == "dict"
+	default:
+		return false
+	}
 }
 
 // itemError is the conversion error of an item of a list.

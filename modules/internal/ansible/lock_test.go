@@ -42,7 +42,7 @@ func holdLock(folder string) {
 func decodeEnvelope(args map[string]any) (decoded envelope) {
 	text, err := json.Marshal(makeEnvelope(args))
 	if err == nil {
-		err = decodeJSON(text, &decoded)
+		err = decodeJSON(string(text), &decoded)
 	}
 
 	if err != nil {

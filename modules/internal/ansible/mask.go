@@ -365,6 +365,10 @@ func (w *maskedJSON) value(value any, depth int) error {
 
 // write writes a text that has no secrets any more.
 func (w *maskedJSON) write(text string) {
+	if len(w.out)+len(text)+2 > cap(w.out) {
+		w.out = slices.Grow(w.out, len(w.out)+len(text)+2) // append would copy a large result more often
+	}
+
 	w.out = appendJSONText(w.out, text)
 }
 

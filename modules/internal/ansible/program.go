@@ -3,7 +3,6 @@
 package ansible
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/thinkube/infra/modules/internal/agent"
@@ -106,7 +106,7 @@ func answerInput(ctx context.Context, runners []Runner, input io.Reader, call ca
 }
 
 // answerWhole decodes an envelope and answers it.
-func answerWhole(ctx context.Context, runners []Runner, text []byte, call caller) []byte {
+func answerWhole(ctx context.Context, runners []Runner, text string, call caller) []byte {
 	var env envelope
 
 	err := decodeJSON(text, &env)
@@ -151,7 +151,7 @@ func answerText(ctx context.Context, runners []Runner, text []byte, call caller)
 		}
 	}()
 
-	return answerWhole(ctx, runners, text, call)
+	return answerWhole(ctx, runners, string(text), call)
 }
 
 // Standalone is a program with one module, as stock Ansible runs it from a library/ folder: the arguments file is the
@@ -233,6 +233,11 @@ func readArgs(path string) (map[string]any, error) {
 		return nil, err
 	}
 
+	value, _ := readJSON(text)
+	if args, ok := value.(map[string]any); ok {
+		return args, nil
+	}
+
 	var args map[string]any
 
 	err = decodeJSON(text, &args)
@@ -241,8 +246,18 @@ func readArgs(path string) (map[string]any, error) {
 }
 
 // readInput reads the one task of this process.
-func readInput(reader io.Reader) ([]byte, error) {
-	text, err := io.ReadAll(io.LimitReader(reader, maxInput+1))
+func readInput(reader io.Reader) (string, error) {
+	var input strings.Builder
+
+	if file, ok := reader.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			input.Grow(int(min(info.Size(), maxInput)))
+		}
+	}
+
+	_, err := io.Copy(&input, io.LimitReader(reader, maxInput+1))
+	text := input.String()
+
 	if err == nil && len(text) > maxInput {
 		err = fmt.Errorf("more than %d bytes", maxInput)
 	}
@@ -261,8 +276,8 @@ func readInput(reader io.Reader) ([]byte, error) {
 const manyArguments = 1 << 20
 
 // decodeJSON reads exactly one JSON value. Its errors never quote the input, which may hold secrets.
-func decodeJSON(text []byte, into any) error {
-	decoder := json.NewDecoder(bytes.NewReader(text))
+func decodeJSON(text string, into any) error {
+	decoder := json.NewDecoder(strings.NewReader(text))
 	decoder.UseNumber()
 
 	err := decoder.Decode(into)

@@ -284,7 +284,7 @@ func FuzzEnvelope(f *testing.F) {
 		}
 
 		var env envelope
-		if decodeJSON(input, &env) == nil {
+		if decodeJSON(string(input), &env) == nil {
 			if sleep, ok := env.Args["sleep"]; ok && sleep != "1us" {
 				t.Skip("the toy would sleep")
 			}

@@ -114,16 +114,16 @@ func checkValues(set Set) error {
 	return errors.Join(errs...)
 }
 
-// Merge puts entries of one name and type together, and reports what they contradict each other in. The sets come back in order.
+// Merge puts entries of one name and type together, and reports what they contradict each other in. The sets come back in order,
+// in the list that was given.
 func Merge(sets []Set) ([]Set, error) {
 	var errs []error
 
-	sorted := slices.Clone(sets)
-	SortSets(sorted)
+	SortSets(sets)
 
-	merged := sorted[:0]
+	merged := sets[:0]
 
-	for _, set := range sorted {
+	for _, set := range sets {
 		if len(merged) == 0 || merged[len(merged)-1].ID() != set.ID() {
 			merged = append(merged, set)
 
