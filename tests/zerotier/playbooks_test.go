@@ -518,7 +518,7 @@ func TestPlaybooks(t *testing.T) {
 	// A package that was removed and left its home, with an identity, is installed again; this time the distribution has it.
 	// An installation that is broken goes too, and the record with it; the home that was there stays.
 	s.sh(packaged, `mkdir /var/lib/zerotier-one && echo mine >/var/lib/zerotier-one/kept
-echo 'deb [trusted=yes] file:/srv/zerotier/repo test main' >/etc/apt/sources.list.d/distribution.list`)
+echo 'deb [signed-by=/srv/zerotier/repo/key.asc] file:/srv/zerotier/repo test main' >/etc/apt/sources.list.d/distribution.list`)
 	s.passes("10", "--limit", packaged, "-e", "zerotier_package_source=distribution")
 	assert.Empty(t, s.sh(packaged, "ls /usr/share/keyrings /etc/apt/sources.list.d | grep thinkube || true"))
 	require.Contains(t, s.members(), nodes[packaged])
