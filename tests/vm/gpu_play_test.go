@@ -88,6 +88,7 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 		},
 	})}
 	h.settle(t)
+	t.Logf("settled, after %s of processor time", h.processor(t))
 	return h
 }
 
@@ -133,6 +134,7 @@ func (h *gpuHost) play(t *testing.T, playbook string, args ...string) played {
 	command := exec.CommandContext(ctx, "ansible-playbook", append([]string{"-i", filepath.Join(h.dir, "inventory.yaml"), playbook}, args...)...)
 	command.Dir = h.checkout
 	command.Env = append(os.Environ(), "ANSIBLE_CONFIG="+h.checkout+"/ansible.cfg", "ANSIBLE_NOCOLOR=1", "ANSIBLE_LOCAL_TEMP="+h.dir+"/tmp")
+	started := time.Now()
 	done := make(chan []byte, 1)
 	go func() {
 		out, _ := command.CombinedOutput()
@@ -145,6 +147,7 @@ func (h *gpuHost) play(t *testing.T, playbook string, args ...string) played {
 			h.guest.stop()
 			require.NoError(t, h.guest.start(ctx))
 		case out := <-done:
+			t.Logf("%s: %s; the guest has taken %s of processor time since its start", filepath.Base(playbook), time.Since(started).Round(100*time.Millisecond), h.processor(t))
 			return parsePlayed(t, string(out))
 		}
 	}

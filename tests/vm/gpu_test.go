@@ -199,24 +199,27 @@ type spent struct {
 	wall, processor time.Duration // processor is this machine's, which emulates: the same however much else it does
 }
 
+// processor is how much of this machine's processor time the guest has taken since its start.
+func (c *cards) processor(t *testing.T) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.guest.life().pid))
+	require.NoError(t, err)
+	// proc_pid_stat(5): utime and stime are the 12th and 13th behind the name, in hundredths of a second.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	words := strings.Fields(rest)
+	require.Greater(t, len(words), 12)
+	user, userErr := strconv.Atoi(words[11])
+	system, systemErr := strconv.Atoi(words[12])
+	require.NoError(t, errors.Join(userErr, systemErr))
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
 // timed measures what a task takes.
 func (c *cards) timed(t *testing.T, task func() gpuAnswer) (gpuAnswer, spent) {
 	t.Helper()
-	busy := func() time.Duration {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.guest.life().pid))
-		require.NoError(t, err)
-		// proc_pid_stat(5): utime and stime are the 12th and 13th behind the name, in hundredths of a second.
-		_, rest, _ := strings.Cut(string(text), ") ")
-		words := strings.Fields(rest)
-		require.Greater(t, len(words), 12)
-		user, userErr := strconv.Atoi(words[11])
-		system, systemErr := strconv.Atoi(words[12])
-		require.NoError(t, errors.Join(userErr, systemErr))
-		return time.Duration(user+system) * 10 * time.Millisecond
-	}
-	before, started := busy(), time.Now()
+	before, started := c.processor(t), time.Now()
 	said := task()
-	return said, spent{time.Since(started).Round(time.Millisecond), busy() - before}
+	return said, spent{time.Since(started).Round(time.Millisecond), c.processor(t) - before}
 }
 
 func TestGPU(t *testing.T) {
