@@ -202,7 +202,7 @@ func (s *site) configured(t *testing.T, addr, port string, files map[string]stri
 		require.NoError(t, s.guest.Write(t.Context(), "/etc/systemd/network/"+name, []byte(text), 0o644))
 	}
 	s.sh(t, "systemctl start systemd-networkd.socket systemd-networkd; /lib/systemd/systemd-networkd-wait-online --timeout=120 --interface="+port)
-	s.until(t, time.Minute, "the controller reaches the host", func() bool { return s.reached(t.Context()) })
+	s.until(t, patience, "the controller reaches the host", func() bool { return s.reached(t.Context()) })
 }
 
 // shown is all of the host's network that a change could leave behind: kernel and files.
@@ -313,7 +313,7 @@ func (s *site) moves(t *testing.T, u uplink) {
 	if u.restart {
 		require.NoError(t, s.guest.PowerCut(t.Context()))
 		s.sh(t, lan)
-		s.until(t, time.Minute, "the host is reached after a restart", func() bool { return s.reached(t.Context()) })
+		s.until(t, patience, "the host is reached after a restart", func() bool { return s.reached(t.Context()) })
 		s.isBridged(t, u.port, u.args)
 	}
 
@@ -416,7 +416,7 @@ func (s *site) endures(t *testing.T, w wrong) {
 	defer func() { cancel(); <-ended }()
 
 	if w.cause != nil {
-		s.until(t, time.Minute, "the fault's place is reached", func() bool {
+		s.until(t, patience, "the fault's place is reached", func() bool {
 			return s.sh(t, "ls /run/thinkube-fault* || true") == "/run/thinkube-fault\n/run/thinkube-fault."+w.pause+"\n"
 		})
 		w.cause(t, s)

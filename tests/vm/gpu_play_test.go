@@ -46,6 +46,8 @@ const gpuInventory = `all:
     ansible_user: root
     ansible_python_interpreter: /usr/bin/python3
     ansible_ssh_private_key_file: %s/user
+    # What an emulated processor deciphers fastest.
+    ansible_ssh_args: -o ControlMaster=auto -o ControlPersist=60s -o Compression=no -c aes128-gcm@openssh.com
     ansible_ssh_common_args: -F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ControlPath=%[2]s/%%C
     # There is no initramfs of the host's here, QEMU has its own: see TestGPUIsReservedFromTheStart.
     gpu_reservation_stage: udev

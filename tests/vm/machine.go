@@ -62,8 +62,8 @@ type File struct {
 const (
 	qemuProgram = "qemu-system-x86_64"
 	busyboxFile = "/usr/bin/busybox"
-	// bootLimit is for a machine that has many other things to do; on an idle one a boot takes 5 to 20 s.
-	bootLimit = 4 * time.Minute
+	// bootLimit is for a machine that has many other things to do: at a load of 25 on two cores a boot took 2 minutes.
+	bootLimit = 10 * time.Minute
 )
 
 // modules are those that were asked for and those that this package needs.
