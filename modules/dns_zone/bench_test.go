@@ -20,7 +20,8 @@ import (
 	"github.com/thinkube/infra/modules/internal/dnstest"
 )
 
-// measured is one way of doing a thing, with the times and the memory (of the largest process) of its rounds.
+// measured is one way of doing a thing, with the times and the memory (of the largest process) of its rounds. A process
+// begins with what its parent has: no less than the benchmark itself needs is seen.
 type measured struct {
 	name   string
 	run    func(round int) *exec.Cmd
@@ -33,11 +34,13 @@ type measured struct {
 func race(b *testing.B, rounds int, ways []*measured) {
 	b.Helper()
 
+	var output bytes.Buffer // one for all: to get memory for it would be a part of the time
+
 	for round := range rounds + 1 {
 		for _, way := range ways {
 			command := way.run(round)
 
-			var output bytes.Buffer
+			output.Reset()
 
 			if command.Stdout == nil {
 				command.Stdout = &output
@@ -65,6 +68,23 @@ func (m *measured) median() time.Duration {
 	sorted := slices.Sorted(slices.Values(m.times))
 
 	return sorted[len(sorted)/2]
+}
+
+// best is what the machine can do: what else it did is in the other rounds.
+func (m *measured) best() time.Duration { return slices.Min(m.times) }
+
+// kept says whether a goal is met, and lets the benchmark fail if it is not.
+func kept(b *testing.B, met bool, goal string, args ...any) string {
+	b.Helper()
+
+	goal = fmt.Sprintf(goal, args...)
+	if met {
+		return goal
+	}
+
+	b.Errorf("missed: %s", goal)
+
+	return "**missed**: " + goal
 }
 
 func program(b *testing.B) string {
@@ -127,16 +147,20 @@ func BenchmarkUnchangedZone(b *testing.B) {
 		}}
 		ours := &measured{name: "dns_zone, nothing to do", run: func(int) *exec.Cmd { return exec.Command(binary, args) }}
 
-		race(b, 5, []*measured{dig, ours})
+		race(b, 7, []*measured{dig, ours})
 
-		fmt.Printf("\n| 100,000 records, unchanged | s | times dig | MB |\n|---|---|---|---|\n")
+		times, memory := float64(ours.best())/float64(dig.best()), float64(ours.memory)/1e6
+
+		fmt.Printf("\n| 100,000 records, unchanged | s, best | s, median | times dig, best | MB |\n|---|---|---|---|---|\n")
 
 		for _, way := range []*measured{dig, ours} {
-			fmt.Printf("| %s | %.2f | %.1f | %.0f |\n", way.name, way.median().Seconds(), float64(way.median())/float64(dig.median()), float64(way.memory)/1e6)
+			fmt.Printf("| %s | %.2f | %.2f | %.1f | %.0f |\n", way.name, way.best().Seconds(), way.median().Seconds(),
+				float64(way.best())/float64(dig.best()), float64(way.memory)/1e6)
 		}
 
-		b.ReportMetric(float64(ours.median())/float64(dig.median()), "times-dig")
-		b.ReportMetric(float64(ours.memory)/1e6, "MB")
+		fmt.Println("\nGoals:", kept(b, times <= 3, "at most 3 times dig"), "and", kept(b, memory < 400, "less than 400 MB"))
+		b.ReportMetric(times, "times-dig")
+		b.ReportMetric(memory, "MB")
 	}
 }
 
@@ -184,20 +208,23 @@ func BenchmarkAThousandChanges(b *testing.B) {
 		race(b, 3, []*measured{nsupdate, ours, none, task, each})
 
 		// What a play costs by itself is not the module's.
-		one := (each.median() - none.median()) / single * many
-		whole := task.median() - none.median()
+		one := (each.best() - none.best()) / single * many
+		whole := task.best() - none.best()
+		batches, faster := float64(ours.best())/float64(nsupdate.best()), float64(one)/float64(whole)
 
 		fmt.Printf("\n| 1,000 changes | s | times dns_zone |\n|---|---|---|\n")
 
 		for _, way := range []struct {
 			name string
 			took time.Duration
-		}{{ours.name, ours.median()}, {task.name, whole}, {nsupdate.name, nsupdate.median()}, {fmt.Sprintf("%s (from %d)", each.name, single), one}} {
-			fmt.Printf("| %s | %.2f | %.1f |\n", way.name, way.took.Seconds(), float64(way.took)/float64(ours.median()))
+		}{{ours.name, ours.best()}, {task.name, whole}, {nsupdate.name, nsupdate.best()}, {fmt.Sprintf("%s (from %d)", each.name, single), one}} {
+			fmt.Printf("| %s | %.2f | %.1f |\n", way.name, way.took.Seconds(), float64(way.took)/float64(ours.best()))
 		}
 
-		b.ReportMetric(float64(ours.median())/float64(nsupdate.median()), "times-nsupdate")
-		b.ReportMetric(float64(one)/float64(whole), "times-faster-than-one-by-one")
+		fmt.Println("\nGoals:", kept(b, batches <= 2, "the program takes at most 2 times as long as one batch"), "and",
+			kept(b, faster >= 300, "the task is at least 300 times faster than one a record"))
+		b.ReportMetric(batches, "times-nsupdate")
+		b.ReportMetric(faster, "times-faster-than-one-by-one")
 	}
 }
 

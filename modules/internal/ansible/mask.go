@@ -248,7 +248,7 @@ type span struct{ start, end int }
 
 // findSpans gives the parts to hide, in order. Parts that overlap become one.
 func findSpans(text string, hide *needles) []span {
-	if hide == nil {
+	if hide == nil || len(text) < hide.shortest {
 		return nil
 	}
 
