@@ -126,7 +126,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeUnsupported:   "the network's manager cannot say what is asked for, or its files would have to be changed for other links too",
 		CodeReadOnly:      "the manager's files cannot be written",
 		CodeArmed:         "an earlier change is neither confirmed nor undone",
-		CodeRolledBack:    "the change was made and undone again; msg says why",
+		CodeRolledBack:    "the change was made and undone again, by the host or by somebody else; msg says why",
 		CodeNotUndone:     "the change was made and could not be undone altogether; what was there before is kept on the host",
 		CodeOldConnection: "a confirmation has to come over an ssh connection that was opened after the change",
 		CodeInUse:         "the bridge has ports of others, such as virtual machines",
