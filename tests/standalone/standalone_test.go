@@ -146,7 +146,7 @@ func TestStockAnsibleRunsEveryModule(t *testing.T) {
 
 	for _, name := range names {
 		// What is missing is found before what is unknown.
-		assert.Regexp(t, `^(missing required arguments: |Unsupported parameters for \(`+name+`\) module: no_such_option\. )`, results[name]["msg"], name)
+		assert.Regexp(t, `^(missing required arguments: |state is present but any of the following are missing: |Unsupported parameters for \(`+name+`\) module: no_such_option\. )`, results[name]["msg"], name)
 		assert.Contains(t, results[name], "invocation", name)
 		assert.Equal(t, true, results[name]["failed"])
 	}
