@@ -232,11 +232,7 @@ func (s *site) isWhole(t *testing.T, host *lab.Host, ends string) string {
 	}
 
 	if ends != "new" {
-		eventually(t, 30*time.Second, "the guard has ended", func() bool {
-			_, err := host.Run(t.Context(), "test ! -e /run/systemd/transient/thinkube-net-bridge.service")
-
-			return err == nil
-		})
+		s.guardEnds(t, host)
 
 		differs, err := host.Diff(t.Context(), before, "file /root/.cache", "file /root/.cache/**", "file /var/lib/thinkube", "file /var/lib/thinkube/**",
 			"unit thinkube-net-bridge*", "file /home/admin/.sudo_as_admin_successful")
@@ -256,6 +252,28 @@ func (s *site) isWhole(t *testing.T, host *lab.Host, ends string) string {
 	require.NotContains(t, state, "thinkube-net-bridge-boot")
 
 	return ends
+}
+
+// guardEnds waits for that; of one that takes long it tells what it is doing.
+func (s *site) guardEnds(t *testing.T, host *lab.Host) {
+	t.Helper()
+
+	gone := func() bool {
+		_, err := host.Run(t.Context(), "test ! -e /run/systemd/transient/thinkube-net-bridge.service")
+
+		return err == nil
+	}
+
+	for end := time.Now().Add(20 * time.Second); !gone() && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+	}
+
+	if !gone() {
+		t.Log(sh(t, host, "systemctl status --no-pager --full --lines 20 thinkube-net-bridge.service || true"))
+	}
+
+	// One that could not write something down tries again half a minute later.
+	eventually(t, time.Minute, "the guard has ended", gone)
 }
 
 // resolves shows that a change that nobody looks after any more is told of, stands in the way, and can be taken away.

@@ -172,13 +172,7 @@ var ErrOutrun = errors.New("the change is no longer what it was")
 
 // locked runs something while nobody else decides about the change.
 func (s Store) locked(do func() error) error {
-	err := os.MkdirAll(s.Dir, 0o700)
-	if err != nil {
-		return err
-	}
-
-	// The folder itself is the lock: a file would have to be removed in the end, under the hands of whoever waits for it.
-	folder, err := os.Open(s.Dir)
+	folder, err := s.openDir()
 	if err != nil {
 		return err
 	}
@@ -192,6 +186,24 @@ func (s Store) locked(do func() error) error {
 
 	return do()
 }
+
+// openDir opens the folder, which itself is the lock: a file would have to be removed in the end, under the hands of whoever
+// waits for it. Whoever tidies up may take the folder away just after it was made.
+func (s Store) openDir() (*os.File, error) {
+	for try := 1; ; try++ {
+		err := os.MkdirAll(s.Dir, 0o700)
+		if err != nil {
+			return nil, err
+		}
+
+		folder, err := os.Open(s.Dir)
+		if !errors.Is(err, fs.ErrNotExist) || try == openTries {
+			return folder, err
+		}
+	}
+}
+
+const openTries = 10
 
 func flock(file *os.File, how int) error {
 	for {
