@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,13 +21,8 @@ import (
 const (
 	// confirmTimeout is what changes have that nobody is to confirm.
 	confirmTimeout = 10 * time.Second
-	// promise is when after a fault the host must be back; of a host that was switched off or cut off, after that is over.
+	// promise is when after a fault the host must be back; of a host that was switched off, after it has started.
 	promise = confirmTimeout + 10*time.Second
-	// lost is when a host that is not back never will be.
-	lost = 2 * time.Minute
-	// mayBeLate is how many of the hosts may break the promise about the time: what a busy machine does to a few of them is
-	// not what is judged here.
-	mayBeLate = 5
 )
 
 // points are the places in a change at which something can happen, in their order (package armed).
@@ -90,26 +84,16 @@ func TestNoFaultLosesTheHost(t *testing.T) {
 
 	s := needSite(t)
 
-	var late atomic.Int32
-
-	t.Cleanup(func() {
-		assert.LessOrEqual(t, late.Load(), int32(mayBeLate), "hosts that were back, but later than %s", promise)
-	})
-
 	for _, each := range faults() {
 		t.Run(strings.ReplaceAll(each.String(), " ", "_"), func(t *testing.T) {
 			t.Parallel()
-
-			if s.endures(t, each) > promise {
-				late.Add(1)
-			}
+			s.endures(t, each)
 		})
 	}
 }
 
 // endures has a fault happen, sees that the host has all that it had or all that it was to have, and that work on it can go on.
-// It tells how long that took.
-func (s *site) endures(t *testing.T, f fault) time.Duration {
+func (s *site) endures(t *testing.T, f fault) {
 	t.Helper()
 
 	host := s.borrow(t)
@@ -139,11 +123,8 @@ func (s *site) endures(t *testing.T, f fault) time.Duration {
 		f.then(t, s, host, running)
 	}
 
-	// Of the time that the fault itself takes, only what the host could have used counts.
-	if over := time.Now().Add(-confirmTimeout); f.boots {
+	if f.boots {
 		reached = time.Now()
-	} else if over.After(reached) {
-		reached = over
 	}
 
 	if f.ends == "old, resolved" {
@@ -151,10 +132,8 @@ func (s *site) endures(t *testing.T, f fault) time.Duration {
 		s.resolves(t, host)
 	}
 
-	eventually(t, lost, "the host is back and at rest", func() bool { return atRest(t.Context(), host) })
-
-	took := time.Since(reached)
-	t.Logf("back after %s", took.Round(100*time.Millisecond))
+	eventually(t, time.Until(reached.Add(promise)), "the host is back and at rest", func() bool { return atRest(t.Context(), host) })
+	t.Logf("back after %s", time.Since(reached).Round(100*time.Millisecond))
 
 	if f.then == nil && f.ends != "old, resolved" {
 		running.wait(t)
@@ -167,8 +146,6 @@ func (s *site) endures(t *testing.T, f fault) time.Duration {
 	assert.Equal(t, ends != "new", again(t, host))
 	s.isWhole(t, host, "new")
 	s.leave(t, host)
-
-	return took
 }
 
 // again makes the same change once more, without a fault, over one connection, and confirms it over another; it tells whether

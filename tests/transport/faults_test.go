@@ -72,7 +72,7 @@ func TestKilled(t *testing.T) {
 				killed := time.Now()
 
 				f.await(t, log, "quiet")
-				assert.Less(t, time.Since(killed), 10*time.Second, "a task that was hit ends at once")
+				assert.Less(t, time.Since(killed), 3*time.Second, "a task that was hit ends at once")
 				victim.kill(t, f, syscall.SIGKILL)
 				require.NoError(t, os.WriteFile(log+".go", nil, 0o644))
 
@@ -150,7 +150,7 @@ func TestStopped(t *testing.T) {
 	ended := play.wait()
 	assert.Equal(t, "ok", ended.of(t, "plain", "after quiet").Event)
 	assert.NotEqual(t, fmt.Sprint(stopped[0]), ended.of(t, "plain", "after quiet").text("pid"))
-	assert.Eventually(t, func() bool { return len(f.brokers(t)) == 0 && len(f.sshClients(t)) == 0 }, 20*time.Second, 50*time.Millisecond,
+	assert.Eventually(t, func() bool { return len(f.brokers(t)) == 0 && len(f.sshClients(t)) == 0 }, 8*time.Second, 50*time.Millisecond,
 		"an ssh that would wait for the host is ended")
 	f.inside(t, fmt.Sprintf("kill -CONT %d || :", stopped[0]))
 	f.nothingLeft(t)
@@ -172,7 +172,7 @@ func TestSilentHost(t *testing.T) {
 	silent := time.Now()
 
 	f.await(t, log, "quiet")
-	assert.Less(t, time.Since(silent), 15*time.Second)
+	assert.Less(t, time.Since(silent), 6*time.Second)
 	require.NoError(t, os.WriteFile(log+".go", nil, 0o644))
 
 	ended := play.wait()
