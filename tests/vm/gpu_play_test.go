@@ -3,9 +3,11 @@
 package vm
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -76,6 +78,7 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "inventory.yaml"), fmt.Appendf(nil, gpuInventory, h.port, h.dir), 0o600))
 	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
+	name, program := carried(t, checkout)
 	h.cards = &cards{guest: Boot(t, Machine{
 		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 1, Memory: 1024, Cmdline: cardCmdline + cmdline, Modules: []string{"virtio_net", "autofs4"},
 		Before: giveNvidiaIDs,
@@ -83,6 +86,7 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),
 		Files: map[string]File{
 			"/usr/local/bin/openvfio":                   {From: opener, Mode: 0o755},
+			"/root/.cache/thinkube/" + name:             {Data: program, Mode: 0o700},
 			"/root/.ssh/authorized_keys":                {From: filepath.Join(h.dir, "user.pub"), Mode: 0o600},
 			"/etc/ssh/ssh_host_ed25519_key":             {From: filepath.Join(h.dir, "host"), Mode: 0o600},
 			"/etc/ssh/sshd_config.d/vm.conf":            {Data: []byte("UsePAM no\n")},
@@ -92,6 +96,23 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 	h.settle(t)
 	t.Logf("settled, after %s of processor time", h.processor(t))
 	return h
+}
+
+// carried gives the program that runs on hosts, and its name there. A host that an earlier playbook has set up has it; sending
+// and unpacking it takes an emulated processor five seconds.
+func carried(t *testing.T, checkout string) (name string, program []byte) {
+	t.Helper()
+	const base = "thinkube_linux_amd64"
+	sum, err := os.ReadFile(filepath.Join(checkout, "libexec", base+".sha256"))
+	require.NoError(t, err)
+	file, err := os.Open(filepath.Join(checkout, "libexec", base+".gz"))
+	require.NoError(t, err)
+	defer file.Close()
+	plain, err := gzip.NewReader(file)
+	require.NoError(t, err)
+	program, err = io.ReadAll(plain)
+	require.NoError(t, err)
+	return base + "-" + string(sum[:32]), program
 }
 
 // settle waits until ssh answers and the cards have their drivers.
@@ -314,6 +335,12 @@ func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
 	assert.Zero(t, said.plays[0].changed, said.text)
 	assert.Equal(t, 1, h.restarts, "it has been started with that line, and not with it: %s", said.text)
 	assert.Contains(t, said.text, "something else starts the host", said.text)
+
+	said = h.play(t, h.playbook("38_test_gpu_reservation"))
+	assert.Equal(t, 1, said.failed, said.text)
+	_, after, _ := strings.Cut(said.text, "TASK [thinkube.infra.gpu_reservation : The IOMMU is on]")
+	assert.Contains(t, after, "the IOMMU is off in the kernel", said.text)
+	assert.NotContains(t, after, "TASK [", said.text)
 }
 
 // move is a script that moves all functions of a slot to a driver, or to those that they have by themselves.

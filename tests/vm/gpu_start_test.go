@@ -160,6 +160,8 @@ printf '#!/bin/sh\n[ ! -e /boot/fail ] || { rm /boot/fail; echo no space on the 
 	assert.Contains(t, r.names(t), "udev/rules.d/05-thinkube-gpu-vfio.rules")
 	assert.False(t, r.ansible(t, "gpu_vfio", options()).Changed, "the second run")
 	reserved := r.initramfs(t, "reserved")
+	unit := r.mounted(t, `cat "$root/etc/systemd/system/`+unitName+`"`)
+	require.Equal(t, unitLink+"\n", r.mounted(t, `readlink "$root/etc/systemd/system/sysinit.target.wants/`+unitName+`"`))
 
 	t.Run("an initramfs of before is noticed", func(t *testing.T) {
 		r.mounted(t, `cp "$out/stale" "$root"/boot/initrd.img-*; touch "$root"/boot/initrd.img-*`)
@@ -197,6 +199,10 @@ printf '#!/bin/sh\n[ ! -e /boot/fail ] || { rm /boot/fail; echo no space on the 
 			require.Contains(t, said, "EARLY")
 			onlyTwin(t, drivers)
 		})
+		t.Run("by systemd, where the drivers are there before udev is", func(t *testing.T) {
+			t.Parallel()
+			byUnit(t, r.made, unit)
+		})
 		t.Run("with one more bus in front", func(t *testing.T) {
 			t.Parallel()
 			drivers, _ := reports(t, reserved, "", append(cardArgs("intel"), "-device", "pcie-root-port,id=rp9,chassis=9,slot=9,addr=3.0"))
@@ -216,6 +222,32 @@ printf '#!/bin/sh\n[ ! -e /boot/fail ] || { rm /boot/fail; echo no space on the 
 			assert.Equal(t, "xhci_hcd (null)", drivers[twin+".2"])
 		})
 	})
+}
+
+// The unit for drivers that are part of the kernel. A system that does not run gets it for all functions.
+const (
+	unitName = "thinkube-gpu-vfio.service"
+	unitLink = "../" + unitName
+)
+
+// byUnit boots a Debian that has the unit alone, with neither rule nor initramfs, and with drivers that have the cards'
+// functions before systemd runs.
+func byUnit(t *testing.T, made, unit string) {
+	t.Helper()
+	c := &cards{guest: Boot(t, Machine{
+		Root: filepath.Join(made, "disk"), CPUs: 1, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt",
+		Modules: []string{"snd_hda_intel", "xhci_pci", "autofs4"}, Args: cardArgs("intel"), Before: giveNvidiaIDs,
+		Files: map[string]File{
+			"/etc/systemd/system/" + unitName:                         {Data: []byte(unit)},
+			"/etc/systemd/system/sysinit.target.wants/" + unitName:    {Link: unitLink},
+			"/etc/systemd/system/multi-user.target.wants/ssh.service": {Link: "/dev/null"},
+		},
+	})}
+	drivers := c.drivers(t)
+	onlyTwin(t, drivers)
+	assert.Equal(t, "xhci_hcd (null)", drivers[first+".2"])
+	saw := c.sh(t, "dmesg | grep -c 'xhci_hcd "+twin+".2: xHCI Host Controller'")
+	assert.NotEqual(t, "0", saw, "the host's driver had it")
 }
 
 // sawCards is what the drivers of the guest's own have said of cards.

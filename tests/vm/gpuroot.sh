@@ -84,7 +84,8 @@ cp "$root/usr/share/grub/default/grub" "$root/etc/default/grub"
 mkdir -p "$root/boot/grub"
 # As its administrator has it: the menu is in that language.
 echo LANG=de_DE.UTF-8 >"$root/etc/default/locale"
-env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg
+make_grub_cfg() { env -u LC_ALL LANG=de_DE.UTF-8 chroot "$root" grub-mkconfig -o /boot/grub/grub.cfg; }
+make_grub_cfg
 rm -rf "$root/etc/apt"
 cp -a "$out/apt" "$root/etc/apt"
 
@@ -99,9 +100,28 @@ for unit in systemd-logind.service dbus.service; do
     ln -sf /dev/null "$root/etc/systemd/system/multi-user.target.wants/$unit"
 done
 
+# The disk is for an emulated processor, which takes a second to unpack an image, and eight for all of GRUB's scripts: its image
+# has next to nothing in it, and of the scripts there are those that find a kernel. The folder has all of it.
+if [ "$generator" != dracut ]; then
+    mkdir "$out/whole"
+    image=$(basename "$root"/boot/initrd.img-*)
+    mv "$root/boot/$image" "$root/boot/grub/grub.cfg" "$root/etc/grub.d" "$out/whole"
+    echo bin | chroot "$root" cpio -o -H newc --quiet -D / >"$root/boot/$image"
+    mkdir "$root/etc/grub.d"
+    cp "$out/whole/grub.d/00_header" "$out/whole/grub.d/10_linux" "$root/etc/grub.d"
+    make_grub_cfg
+fi
+
 umount "$root/dev" "$root/proc"
 rm -rf "$root/srv/apt" "$root/var/cache/apt" "$root/var/lib/apt/lists"
-[ "$generator" = dracut ] || mke2fs -q -t ext4 -E lazy_itable_init=0 -d "$root" "$out/disk" 1536M
+if [ "$generator" != dracut ]; then
+    mke2fs -q -t ext4 -E lazy_itable_init=0 -d "$root" "$out/disk" 1536M
+    rm -r "$root/etc/grub.d"
+    mv "$out/whole/grub.d" "$root/etc"
+    mv "$out/whole/grub.cfg" "$root/boot/grub"
+    mv "$out/whole/$image" "$root/boot"
+    rmdir "$out/whole"
+fi
 umount "$root"
 rmdir "$root"
 rm -rf "$out/work" "$out/apt" "$out/layer/var/log"

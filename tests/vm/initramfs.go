@@ -29,6 +29,7 @@ const (
 	kindDir  = 0o040000
 	kindFile = 0o100000
 	kindChar = 0o020000
+	kindLink = 0o120000
 )
 
 func (a *archive) entry(name string, mode, major, minor int, data []byte) {
@@ -60,6 +61,12 @@ func (a *archive) file(name string, mode fs.FileMode, data []byte) {
 	name = strings.Trim(name, "/")
 	a.dir(path.Dir(name))
 	a.entry(name, kindFile|int(mode.Perm()), 0, 0, data)
+}
+
+func (a *archive) link(name, to string) {
+	name = strings.Trim(name, "/")
+	a.dir(path.Dir(name))
+	a.entry(name, kindLink|0o777, 0, 0, []byte(to))
 }
 
 func (a *archive) bytes() []byte {
@@ -110,6 +117,10 @@ func makeInitramfs(ctx context.Context, kernel *Kernel, machine Machine, agent s
 			return nil, fmt.Errorf("file %q: must have an absolute path in the guest", name)
 		}
 		file := machine.Files[name]
+		if file.Link != "" {
+			packed.link(folder+name, file.Link)
+			continue
+		}
 		if file.From != "" {
 			file.Data, err = os.ReadFile(file.From)
 			if err != nil {

@@ -56,6 +56,7 @@ type Machine struct {
 type File struct {
 	Data []byte
 	From string      // the file on this machine that has the data
+	Link string      // what it is a symbolic link to, in place of data
 	Mode fs.FileMode // default 0644
 }
 
