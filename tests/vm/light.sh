@@ -21,9 +21,9 @@ lighten() {
         systemd-network-generator.service systemd-networkd-wait-online.service systemd-tmpfiles-setup-dev.service \
         kmod-static-nodes.service systemd-ask-password-console.path systemd-ask-password-wall.path
     chroot "$light_root" systemctl -q set-default multi-user.target
-    # None of them finds anything here.
+    # None of systemd's own finds anything here.
     mkdir -p "$light_root/etc/systemd/system-generators"
-    for light_generator in "$light_root"/lib/systemd/system-generators/*; do
+    for light_generator in "$light_root"/lib/systemd/system-generators/systemd-*; do
         ln -sf /dev/null "$light_root/etc/systemd/system-generators/${light_generator##*/}"
     done
     light_matches=
