@@ -407,6 +407,9 @@ func checkCards(args Args, current *State, cards []string) error {
 		}
 	}
 
+	// The gravest of all cards decides: nobody may restart the host for a card that is held while another is in use.
+	slices.SortStableFunc(all, func(a, b vfio.Refusal) int { return vfio.CompareGravity(a.Kind, b.Kind) })
+
 	if len(all) > 0 {
 		var reasons []string
 		for _, refusal := range all {

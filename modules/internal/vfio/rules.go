@@ -27,6 +27,12 @@ const (
 	HeldByDriver     Kind = "held_by_driver"
 )
 
+// byGravity has them in this order.
+var byGravity = []Kind{IOMMUOffFirmware, IOMMUOffKernel, Lost, VirtualFunctions, NotIsolated, BootDisplay, InUse, HeldByDriver}
+
+// CompareGravity puts the graver of two reasons first.
+func CompareGravity(a, b Kind) int { return slices.Index(byGravity, a) - slices.Index(byGravity, b) }
+
 // Refusal is a reason why a card cannot be reserved, and the way out.
 type Refusal struct {
 	Kind   Kind   `json:"code"`
