@@ -187,7 +187,7 @@ func normalize(args *Args) error {
 		}
 	}
 
-	errs = append(errs, checkTwice(args), checkSelect(args.Select))
+	errs = append(errs, checkTwice(args), checkSelect(args))
 
 	if args.Driver != "auto" && (!validDriver.MatchString(args.Driver) || !pci.IsVFIO(args.Driver)) {
 		errs = append(errs, fmt.Errorf("driver %q: must be auto, vfio-pci, or a variant of it whose name ends in vfio_pci", args.Driver))
@@ -227,12 +227,18 @@ func checkTwice(args *Args) error {
 	return errors.Join(errs...)
 }
 
-func checkSelect(selector *Select) error {
+func checkSelect(args *Args) error {
+	selector := args.Select
 	if selector == nil {
 		return nil
 	}
 
 	var errs []error
+
+	// It would pick among all cards of the host, and which of those that are reserved is meant is not in it.
+	if args.State == "absent" {
+		errs = append(errs, errors.New("select: only with state: present; with state: absent name the cards to give back in devices, or leave both out for all"))
+	}
 
 	if selector.ID == "" && selector.AllExcept == "" {
 		errs = append(errs, errors.New("select: give id, all_except or both"))

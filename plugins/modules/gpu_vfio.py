@@ -52,6 +52,7 @@ options:
       - Picks cards by what they are, in place of I(devices). Cards that are reserved already are picked first. One that is
         reserved and is not there any more, or does not answer, is an error, since nobody can say whether it would be picked;
         I(state=absent) with its address in I(devices) gives it up.
+      - It is an error with I(state=absent).
     type: dict
     suboptions:
       id:
