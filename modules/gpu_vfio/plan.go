@@ -253,7 +253,7 @@ func stageOf(boot Boot) string {
 func guarded(boot Boot, card string) bool {
 	rule := boot.file(rulePath)
 
-	return rule == nil || strings.Contains(rule.Content, renderGuard(card))
+	return rule == nil || strings.Contains(rule.Content, renderGuard(card, card))
 }
 
 // findCards gives the GPUs of addresses.
@@ -419,7 +419,7 @@ func checkCards(args Args, current *State, cards []string) error {
 		return ansible.Fail(codes[all[0].Kind], all[0].Hint, "%s", strings.Join(reasons, "; "))
 	}
 
-	if current.Desktop && !args.AllowBootDisplay && leftover(current, cards) == 0 {
+	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
 		return ansible.Fail(CodeLastDisplay, "keep one GPU for the desktop (the processor's own is enough), switch the display manager off, or set allow_boot_display: true",
 			"the host is a desktop with a display manager, and no GPU would be left for it: %s", describeAll(&current.PCI, cards))
 	}
@@ -428,11 +428,16 @@ func checkCards(args Args, current *State, cards []string) error {
 }
 
 // leftover counts the GPUs with a display that stay with the host.
-func leftover(current *State, cards []string) int {
+func leftover(args Args, current *State, cards []string) int {
+	var taken []string
+	for _, card := range cards {
+		taken = append(taken, members(args, &current.PCI, card)...)
+	}
+
 	left := 0
 
 	for _, address := range current.PCI.GPUs() {
-		if current.PCI.Device(address).IsDisplay() && !slices.ContainsFunc(cards, func(card string) bool { return pci.Slot(card) == pci.Slot(address) }) {
+		if current.PCI.Device(address).IsDisplay() && !slices.Contains(taken, address) {
 			left++
 		}
 	}

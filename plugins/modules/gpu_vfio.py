@@ -95,7 +95,8 @@ options:
     default: auto
   allow_boot_display:
     description:
-      - Whether a card may be reserved that shows the host's display, or that is the only one of a desktop.
+      - Whether a card may be reserved that shows the host's display, or that is the only one of a desktop. What
+        I(allow_group_members) names is asked the same.
     type: bool
     default: false
   apply_now:

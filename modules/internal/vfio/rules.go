@@ -123,8 +123,8 @@ func checkLost(system *pci.System, gpu string, wish Wish) *Refusal {
 	return nil
 }
 
-func checkVFs(system *pci.System, gpu string, _ Wish) *Refusal {
-	for _, address := range system.Functions(pci.Slot(gpu)) {
+func checkVFs(system *pci.System, gpu string, wish Wish) *Refusal {
+	for _, address := range Members(system, gpu, wish.AllowMembers) {
 		device := system.Device(address)
 
 		switch {
@@ -224,7 +224,8 @@ func checkDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
 		return nil
 	}
 
-	for _, address := range system.Functions(pci.Slot(gpu)) {
+	// What is allowed to go along may be a GPU as well, with the display on it.
+	for _, address := range Members(system, gpu, wish.AllowMembers) {
 		if why := ShowsHost(*system.Device(address)); why != "" {
 			return &Refusal{
 				BootDisplay, address + " " + why,
