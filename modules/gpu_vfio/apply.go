@@ -175,7 +175,7 @@ func (h *host) bind(ctx context.Context, do bind) error {
 	for _, move := range do.Moves {
 		err := h.bus.Load(ctx, move.Driver, move.Driver)
 		if err != nil {
-			return ansible.Fail(CodeNoDriver, "install the kernel's package with extra modules, or name another driver", "%w", err)
+			return ansible.Fail(CodeNoDriver, bindHint(do, noDriverHint), "%w", err)
 		}
 	}
 
@@ -186,15 +186,16 @@ func (h *host) bind(ctx context.Context, do bind) error {
 
 	err = h.bus.Apply(ctx, do.Moves, func() error { return h.checkGroups(do.Moves) })
 	if err != nil {
-		return joinFailure(ansible.Fail(CodeBind, bindHint(do), "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
+		return joinFailure(ansible.Fail(CodeBind, bindHint(do, "see the kernel log (dmesg)"), "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
 	}
 
 	return nil
 }
 
+const noDriverHint = "install the kernel's package with extra modules, or name another driver"
+
 // bindHint also says what stays of a card that cannot be had now: a restart may be just what it needs.
-func bindHint(do bind) string {
-	hint := "see the kernel log (dmesg)"
+func bindHint(do bind, hint string) string {
 	if do.Prepared {
 		hint += "; the card stays prepared for the next start of the host, which may do what could not be done now: state: absent takes that back"
 	}

@@ -203,6 +203,42 @@ func TestAFailureAtEveryWriteIsTakenBack(t *testing.T) {
 	}
 }
 
+// TestADriverThatIsNotThereIsRefusedBeforeAnythingIsWritten: the next start would leave the card with no driver at all.
+func TestADriverThatIsNotThereIsRefusedBeforeAnythingIsWritten(t *testing.T) {
+	release, err := vfio.Release()
+	require.NoError(t, err)
+
+	modules := func(b *bench, release, listed string) {
+		folder := b.files + "/lib/modules/" + release
+		require.NoError(t, os.MkdirAll(folder, 0o755))
+		require.NoError(t, os.WriteFile(folder+"/modules.dep", []byte(listed), 0o644))
+	}
+
+	b := newBench(t)
+	modules(b, release, "kernel/drivers/gpu/drm/nouveau/nouveau.ko:\n")
+	assert.NotContains(t, b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "_ansible_check_mode": true}), "failed", "vfio-pci is loaded")
+	require.NoError(t, os.RemoveAll(b.kernel.Root+"/sys/bus/pci/drivers/vfio-pci"))
+
+	before := b.everything(t)
+	refused := func(result map[string]any, says string) {
+		t.Helper()
+		require.Equal(t, true, result["failed"], "%v", result)
+		assert.Equal(t, "no_driver", result["failure"].(map[string]any)["code"])
+		assert.Contains(t, result["msg"], says)
+		assert.Equal(t, before, b.everything(t))
+	}
+	later := map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "apply_now": false}
+
+	refused(b.reserve(t), "the kernel that runs does not have it")
+	refused(b.run(t, later), "no kernel that is installed has it")
+
+	modules(b, "6.99-other", "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n")
+
+	before = b.everything(t)
+	refused(b.reserve(t), "the kernel that runs does not have it")
+	assert.NotContains(t, b.run(t, later), "failed", "the next start may be with the other")
+}
+
 func TestFoldersThatWereMadeGoAgain(t *testing.T) {
 	for _, failing := range []int{0, 1} {
 		b := newBench(t)

@@ -64,6 +64,10 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	err = checkFiles(args, current, targets)
+	if err == nil && args.State == "present" {
+		err = checkDrivers(args, current, targets)
+	}
+
 	if err != nil {
 		return planned, err
 	}
@@ -474,6 +478,24 @@ func checkFiles(args Args, current State, targets []target) error {
 	return nil
 }
 
+// checkDrivers refuses drivers that are not there, before anything is written: a function that is set to one has no driver at
+// all from the next start on, of the host's or another.
+func checkDrivers(args Args, current State, targets []target) error {
+	kernel := "no kernel that is installed has it"
+	if args.live() {
+		kernel = "the kernel that runs does not have it"
+	}
+
+	for _, each := range targets {
+		loaded := args.live() && slices.Contains(current.PCI.Drivers, each.wanted)
+		if !loaded && slices.Contains(current.Missing, hyphens(each.wanted)) {
+			return ansible.Fail(CodeNoDriver, noDriverHint, "%s is to have driver %q, and %s", each.Address, each.wanted, kernel)
+		}
+	}
+
+	return nil
+}
+
 // checkImagesSeen refuses to take files back when the images that have them cannot be seen: they would go on reserving.
 func checkImagesSeen(boot Boot) error {
 	if stageOf(boot) != "initramfs" || len(boot.Images) > 0 {
@@ -635,7 +657,7 @@ func reportImages(planned *plan.Plan[State], images []initramfs.Image, do prepar
 
 		for _, module := range do.Modules {
 			if do.Rule != "" && slices.Contains(image.Lacking, module) {
-				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s, so no card is reserved while it runs", image.Release, module)
+				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s: while it runs, the cards are of no use, to the host neither", image.Release, module)
 			}
 		}
 	}

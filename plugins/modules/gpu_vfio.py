@@ -90,7 +90,9 @@ options:
     elements: str
   driver:
     description:
-      - The driver. C(auto) is C(vfio-pci), or the variant of it that the kernel has for this very card.
+      - The driver. C(auto) is C(vfio-pci), or the variant of it that the kernel has for this very card. C(-) and C(_) are the same.
+      - One that the running kernel does not have is refused before anything is written; with I(apply_now=false) or I(root), one that
+        no installed kernel has.
     type: str
     default: auto
   allow_boot_display:
