@@ -28,6 +28,8 @@ type bench struct {
 	files  string
 	// failFile is which write of a file fails, counted from 1.
 	failFile, wrote int
+	// meanwhile is what others do while files are written.
+	meanwhile func()
 }
 
 func newBench(t *testing.T) *bench {
@@ -52,6 +54,10 @@ func (b *bench) run(t *testing.T, args map[string]any) map[string]any {
 			bus: vfio.Bus{Root: b.kernel.Root, Write: b.kernel.Write, BindLimit: 50 * time.Millisecond},
 			fault: func(string) error {
 				b.wrote++
+				if b.meanwhile != nil {
+					b.meanwhile()
+				}
+
 				if b.wrote == b.failFile {
 					return errors.New("injected failure")
 				}
@@ -237,6 +243,46 @@ func TestADriverThatIsNotThereIsRefusedBeforeAnythingIsWritten(t *testing.T) {
 	before = b.everything(t)
 	refused(b.reserve(t), "the kernel that runs does not have it")
 	assert.NotContains(t, b.run(t, later), "failed", "the next start may be with the other")
+}
+
+// TestWhoComesWhileFilesAreWrittenKeepsTheCard: between the look at the card and the first write to it an initramfs may be made.
+func TestWhoComesWhileFilesAreWrittenKeepsTheCard(t *testing.T) {
+	for code, comes := range map[string]func(b *bench){
+		"in_use": func(b *bench) { b.kernel.Open(t, 4711, "pipewire", "/dev/snd/controlC1") },
+		"boot_display": func(b *bench) {
+			b.kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.0/boot_vga", "1\n")
+		},
+	} {
+		b := newBench(t)
+		b.kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.1/sound/card1/controlC1/uevent", "MAJOR=116\nMINOR=2\nDEVNAME=snd/controlC1\n")
+
+		drivers := b.kernel.Drivers()
+		b.meanwhile = func() { b.meanwhile = nil; comes(b) }
+
+		result := b.reserve(t)
+		require.Equal(t, true, result["failed"], "%v", result)
+		assert.Equal(t, code, result["failure"].(map[string]any)["code"])
+		assert.Nil(t, b.meanwhile)
+		assert.Empty(t, b.kernel.Writes)
+		assert.Equal(t, drivers, b.kernel.Drivers())
+	}
+
+	// A virtual machine is started while the rule is removed.
+	b := newBench(t)
+	b.reserve(t)
+	b.kernel.Writes = nil
+	reserved := b.kernel.Drivers()
+	b.meanwhile = func() { b.meanwhile = nil; b.kernel.Open(t, 99, "qemu-system-x86_64", "/dev/vfio/7") }
+
+	result := b.run(t, map[string]any{"state": "absent"})
+	assert.Equal(t, "in_use", result["failure"].(map[string]any)["code"], "%v", result)
+	assert.Contains(t, result["msg"], "qemu-system-x86_64")
+	assert.Empty(t, b.kernel.Writes)
+	assert.Equal(t, reserved, b.kernel.Drivers())
+
+	require.NoError(t, os.RemoveAll(b.kernel.Root+"/proc/99"))
+	assert.NotContains(t, b.run(t, map[string]any{"state": "absent"}), "failed")
+	assert.Equal(t, "nouveau", b.kernel.Driver("0000:02:00.0"))
 }
 
 func TestFoldersThatWereMadeGoAgain(t *testing.T) {

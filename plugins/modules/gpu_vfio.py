@@ -21,6 +21,8 @@ description:
   - Refuses what would hurt the host, and says why and what to do - the host's own display, a card that somebody uses, a card that
     shares its IOMMU group with other devices, an IOMMU that is off in the firmware or in the kernel.
   - All functions of a card change their driver, or none. If making the initramfs fails, all files are as they were.
+  - It looks again at a card right before its drivers change. Where somebody has come to use it while the initramfs was made, the
+    task fails as if that had been so before, and the card is prepared for the next start.
   - LXD gives the companions of a card back to the host when a virtual machine stops. The next run notices and repairs it.
   - What is reserved is the whole list. A card that an earlier run reserved and that is not in the list any more is given back.
 attributes:
