@@ -175,26 +175,61 @@ func (h *host) bind(ctx context.Context, do bind) error {
 	for _, move := range do.Moves {
 		err := h.bus.Load(ctx, move.Driver, move.Driver)
 		if err != nil {
-			return ansible.Fail(CodeNoDriver, "install the kernel's package with extra modules, or name another driver", "%w", err)
+			return ansible.Fail(CodeNoDriver, bindHint(do, noDriverHint), "%w", err)
 		}
 	}
 
-	err := h.keep(do.Records)
+	err := h.lookAgain(ctx, do.Moves, h.neededByHost)
+	if err != nil {
+		return err
+	}
+
+	err = h.keep(do.Records)
 	if err != nil {
 		return err
 	}
 
 	err = h.bus.Apply(ctx, do.Moves, func() error { return h.checkGroups(do.Moves) })
 	if err != nil {
-		return joinFailure(ansible.Fail(CodeBind, bindHint(do), "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
+		return joinFailure(ansible.Fail(CodeBind, bindHint(do, "see the kernel log (dmesg)"), "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
 	}
 
 	return nil
 }
 
+const noDriverHint = "install the kernel's package with extra modules, or name another driver"
+
+// lookAgain has the task plan again when somebody has come to need what is to move: to make the initramfs takes minutes, and
+// the kernel would take the functions from under them. The plan then says who it is.
+func (h *host) lookAgain(ctx context.Context, moves []vfio.Move, needed func(pci.Device) bool) error {
+	system, err := pci.Reader{Root: h.bus.Root}.Read()
+	if err != nil {
+		return err
+	}
+
+	vfio.ReadPersistence(ctx, &system)
+
+	for _, move := range moves {
+		device := system.Device(move.Address)
+		if device == nil || device.Driver != "" && device.Driver != move.Driver && needed(*device) {
+			return fmt.Errorf("PCI device %s was %w", move.Address, ansible.ErrChanged)
+		}
+	}
+
+	return nil
+}
+
+// neededByHost tells what the plan refuses to take from the host.
+func (h *host) neededByHost(device pci.Device) bool {
+	shown := vfio.ShowsHost(device) != "" && !h.args.AllowBootDisplay
+
+	return shown || inUse(device) || len(vfio.HeldOf(device)) > 0
+}
+
+func inUse(device pci.Device) bool { return len(vfio.UsersOf(device)) > 0 }
+
 // bindHint also says what stays of a card that cannot be had now: a restart may be just what it needs.
-func bindHint(do bind) string {
-	hint := "see the kernel log (dmesg)"
+func bindHint(do bind, hint string) string {
 	if do.Prepared {
 		hint += "; the card stays prepared for the next start of the host, which may do what could not be done now: state: absent takes that back"
 	}
@@ -238,7 +273,12 @@ func (h *host) release(ctx context.Context, do release) error {
 		}
 	}
 
-	err := h.bus.Apply(ctx, do.Moves, nil)
+	err := h.lookAgain(ctx, do.Moves, inUse)
+	if err != nil {
+		return err
+	}
+
+	err = h.bus.Apply(ctx, do.Moves, nil)
 	if err != nil {
 		return ansible.Fail(CodeBind, "see the kernel log (dmesg)", "%w", err)
 	}

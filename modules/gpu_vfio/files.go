@@ -9,6 +9,7 @@ import (
 
 	"github.com/thinkube/infra/modules/internal/initramfs"
 	"github.com/thinkube/infra/modules/internal/ownfile"
+	"github.com/thinkube/infra/modules/internal/pci"
 	"github.com/thinkube/infra/modules/internal/vfio"
 )
 
@@ -71,7 +72,9 @@ func renderRule(targets []target) string {
 
 	for _, card := range byCard(targets) {
 		if !card[0].display {
-			text += renderGuard(card[0].Card)
+			for _, address := range mayShow(card) {
+				text += renderGuard(address, card[0].Card)
+			}
 		}
 
 		for _, each := range card {
@@ -94,9 +97,23 @@ func renderRule(targets []target) string {
 	return text
 }
 
-// renderGuard gives the line that goes past the functions of a card on which the host's display is.
-func renderGuard(card string) string {
-	return `ATTR{[pci/` + card + `]boot_vga}=="1", GOTO="thinkube_gpu_vfio_` + card + `"` + "\n"
+// mayShow gives the functions of a card that the host's display may be on: its GPU, and what goes along from other slots,
+// since that may be a GPU as well.
+func mayShow(card []target) []string {
+	all := []string{card[0].Card}
+
+	for _, each := range card {
+		if pci.Slot(each.Address) != pci.Slot(each.Card) {
+			all = append(all, each.Address)
+		}
+	}
+
+	return all
+}
+
+// renderGuard gives the line that goes past the functions of a card when the host's display is on one.
+func renderGuard(address, card string) string {
+	return `ATTR{[pci/` + address + `]boot_vga}=="1", GOTO="thinkube_gpu_vfio_` + card + `"` + "\n"
 }
 
 // renderUnit gives the unit for functions whose drivers are part of the kernel, and have them before udev runs. It has the
@@ -104,17 +121,22 @@ func renderGuard(card string) string {
 func renderUnit(targets []target) string {
 	script := ""
 
-	for _, each := range targets {
-		if !each.builtIn() {
-			continue
+	for _, card := range byCard(targets) {
+		shown := ""
+		if !card[0].display {
+			for _, address := range mayShow(card) {
+				shown += "shown " + address + " || "
+			}
 		}
 
-		if !each.display {
-			script += "shown " + each.Card + " || "
-		}
+		for _, each := range card {
+			if !each.builtIn() {
+				continue
+			}
 
-		vendor, device, _ := strings.Cut(each.ID, ":")
-		script += fmt.Sprintf("move %s /sys%s 0x%s 0x%s %s; ", each.Address, each.Path, vendor, device, each.wanted)
+			vendor, device, _ := strings.Cut(each.ID, ":")
+			script += shown + fmt.Sprintf("move %s /sys%s 0x%s 0x%s %s; ", each.Address, each.Path, vendor, device, each.wanted)
+		}
 	}
 
 	if script == "" {

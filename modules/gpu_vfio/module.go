@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -187,11 +188,13 @@ func normalize(args *Args) error {
 		}
 	}
 
-	errs = append(errs, checkTwice(args), checkSelect(args.Select))
+	errs = append(errs, checkTwice(args), checkSelect(args))
 
 	if args.Driver != "auto" && (!validDriver.MatchString(args.Driver) || !pci.IsVFIO(args.Driver)) {
 		errs = append(errs, fmt.Errorf("driver %q: must be auto, vfio-pci, or a variant of it whose name ends in vfio_pci", args.Driver))
 	}
+
+	args.Driver = driverName(args.Driver)
 
 	if !filepath.IsAbs(string(args.Root)) {
 		errs = append(errs, fmt.Errorf("root %q: must be an absolute path", args.Root))
@@ -200,6 +203,16 @@ func normalize(args *Args) error {
 	args.Root = ansible.Path(filepath.Clean(string(args.Root)))
 
 	return errors.Join(errs...)
+}
+
+// driverName spells a driver as the kernel does: vfio-pci, whose module is vfio_pci, is the one with a hyphen; variants have the
+// names of their modules (KBUILD_MODNAME). driver_override of another spelling matches nothing.
+func driverName(name string) string {
+	if hyphens(name) == vfio.DefaultDriver {
+		return vfio.DefaultDriver
+	}
+
+	return strings.ReplaceAll(name, "-", "_")
 }
 
 // checkTwice finds cards that are named twice. A card is its slot.
@@ -227,12 +240,18 @@ func checkTwice(args *Args) error {
 	return errors.Join(errs...)
 }
 
-func checkSelect(selector *Select) error {
+func checkSelect(args *Args) error {
+	selector := args.Select
 	if selector == nil {
 		return nil
 	}
 
 	var errs []error
+
+	// It would pick among all cards of the host, and which of those that are reserved is meant is not in it.
+	if args.State == "absent" {
+		errs = append(errs, errors.New("select: only with state: present; with state: absent name the cards to give back in devices, or leave both out for all"))
+	}
 
 	if selector.ID == "" && selector.AllExcept == "" {
 		errs = append(errs, errors.New("select: give id, all_except or both"))

@@ -28,6 +28,8 @@ type bench struct {
 	files  string
 	// failFile is which write of a file fails, counted from 1.
 	failFile, wrote int
+	// meanwhile is what others do while files are written.
+	meanwhile func()
 }
 
 func newBench(t *testing.T) *bench {
@@ -52,6 +54,10 @@ func (b *bench) run(t *testing.T, args map[string]any) map[string]any {
 			bus: vfio.Bus{Root: b.kernel.Root, Write: b.kernel.Write, BindLimit: 50 * time.Millisecond},
 			fault: func(string) error {
 				b.wrote++
+				if b.meanwhile != nil {
+					b.meanwhile()
+				}
+
 				if b.wrote == b.failFile {
 					return errors.New("injected failure")
 				}
@@ -201,6 +207,82 @@ func TestAFailureAtEveryWriteIsTakenBack(t *testing.T) {
 			assert.Equal(t, before, b.everything(t))
 		})
 	}
+}
+
+// TestADriverThatIsNotThereIsRefusedBeforeAnythingIsWritten: the next start would leave the card with no driver at all.
+func TestADriverThatIsNotThereIsRefusedBeforeAnythingIsWritten(t *testing.T) {
+	release, err := vfio.Release()
+	require.NoError(t, err)
+
+	modules := func(b *bench, release, listed string) {
+		folder := b.files + "/lib/modules/" + release
+		require.NoError(t, os.MkdirAll(folder, 0o755))
+		require.NoError(t, os.WriteFile(folder+"/modules.dep", []byte(listed), 0o644))
+	}
+
+	b := newBench(t)
+	modules(b, release, "kernel/drivers/gpu/drm/nouveau/nouveau.ko:\n")
+	assert.NotContains(t, b.run(t, map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "_ansible_check_mode": true}), "failed", "vfio-pci is loaded")
+	require.NoError(t, os.RemoveAll(b.kernel.Root+"/sys/bus/pci/drivers/vfio-pci"))
+
+	before := b.everything(t)
+	refused := func(result map[string]any, says string) {
+		t.Helper()
+		require.Equal(t, true, result["failed"], "%v", result)
+		assert.Equal(t, "no_driver", result["failure"].(map[string]any)["code"])
+		assert.Contains(t, result["msg"], says)
+		assert.Equal(t, before, b.everything(t))
+	}
+	later := map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "apply_now": false}
+
+	refused(b.reserve(t), "the kernel that runs does not have it")
+	refused(b.run(t, later), "no kernel that is installed has it")
+
+	modules(b, "6.99-other", "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n")
+
+	before = b.everything(t)
+	refused(b.reserve(t), "the kernel that runs does not have it")
+	assert.NotContains(t, b.run(t, later), "failed", "the next start may be with the other")
+}
+
+// TestWhoComesWhileFilesAreWrittenKeepsTheCard: between the look at the card and the first write to it an initramfs may be made.
+func TestWhoComesWhileFilesAreWrittenKeepsTheCard(t *testing.T) {
+	for code, comes := range map[string]func(b *bench){
+		"in_use": func(b *bench) { b.kernel.Open(t, 4711, "pipewire", "/dev/snd/controlC1") },
+		"boot_display": func(b *bench) {
+			b.kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.0/boot_vga", "1\n")
+		},
+	} {
+		b := newBench(t)
+		b.kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.1/sound/card1/controlC1/uevent", "MAJOR=116\nMINOR=2\nDEVNAME=snd/controlC1\n")
+
+		drivers := b.kernel.Drivers()
+		b.meanwhile = func() { b.meanwhile = nil; comes(b) }
+
+		result := b.reserve(t)
+		require.Equal(t, true, result["failed"], "%v", result)
+		assert.Equal(t, code, result["failure"].(map[string]any)["code"])
+		assert.Nil(t, b.meanwhile)
+		assert.Empty(t, b.kernel.Writes)
+		assert.Equal(t, drivers, b.kernel.Drivers())
+	}
+
+	// A virtual machine is started while the rule is removed.
+	b := newBench(t)
+	b.reserve(t)
+	b.kernel.Writes = nil
+	reserved := b.kernel.Drivers()
+	b.meanwhile = func() { b.meanwhile = nil; b.kernel.Open(t, 99, "qemu-system-x86_64", "/dev/vfio/7") }
+
+	result := b.run(t, map[string]any{"state": "absent"})
+	assert.Equal(t, "in_use", result["failure"].(map[string]any)["code"], "%v", result)
+	assert.Contains(t, result["msg"], "qemu-system-x86_64")
+	assert.Empty(t, b.kernel.Writes)
+	assert.Equal(t, reserved, b.kernel.Drivers())
+
+	require.NoError(t, os.RemoveAll(b.kernel.Root+"/proc/99"))
+	assert.NotContains(t, b.run(t, map[string]any{"state": "absent"}), "failed")
+	assert.Equal(t, "nouveau", b.kernel.Driver("0000:02:00.0"))
 }
 
 func TestFoldersThatWereMadeGoAgain(t *testing.T) {

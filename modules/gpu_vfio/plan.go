@@ -64,6 +64,10 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	err = checkFiles(args, current, targets)
+	if err == nil && args.State == "present" {
+		err = checkDrivers(args, current, targets)
+	}
+
 	if err != nil {
 		return planned, err
 	}
@@ -253,7 +257,7 @@ func stageOf(boot Boot) string {
 func guarded(boot Boot, card string) bool {
 	rule := boot.file(rulePath)
 
-	return rule == nil || strings.Contains(rule.Content, renderGuard(card))
+	return rule == nil || strings.Contains(rule.Content, renderGuard(card, card))
 }
 
 // findCards gives the GPUs of addresses.
@@ -407,6 +411,9 @@ func checkCards(args Args, current *State, cards []string) error {
 		}
 	}
 
+	// The gravest of all cards decides: nobody may restart the host for a card that is held while another is in use.
+	slices.SortStableFunc(all, func(a, b vfio.Refusal) int { return vfio.CompareGravity(a.Kind, b.Kind) })
+
 	if len(all) > 0 {
 		var reasons []string
 		for _, refusal := range all {
@@ -416,7 +423,7 @@ func checkCards(args Args, current *State, cards []string) error {
 		return ansible.Fail(codes[all[0].Kind], all[0].Hint, "%s", strings.Join(reasons, "; "))
 	}
 
-	if current.Desktop && !args.AllowBootDisplay && leftover(current, cards) == 0 {
+	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
 		return ansible.Fail(CodeLastDisplay, "keep one GPU for the desktop (the processor's own is enough), switch the display manager off, or set allow_boot_display: true",
 			"the host is a desktop with a display manager, and no GPU would be left for it: %s", describeAll(&current.PCI, cards))
 	}
@@ -425,11 +432,16 @@ func checkCards(args Args, current *State, cards []string) error {
 }
 
 // leftover counts the GPUs with a display that stay with the host.
-func leftover(current *State, cards []string) int {
+func leftover(args Args, current *State, cards []string) int {
+	var taken []string
+	for _, card := range cards {
+		taken = append(taken, members(args, &current.PCI, card)...)
+	}
+
 	left := 0
 
 	for _, address := range current.PCI.GPUs() {
-		if current.PCI.Device(address).IsDisplay() && !slices.ContainsFunc(cards, func(card string) bool { return pci.Slot(card) == pci.Slot(address) }) {
+		if current.PCI.Device(address).IsDisplay() && !slices.Contains(taken, address) {
 			left++
 		}
 	}
@@ -461,6 +473,24 @@ func checkFiles(args Args, current State, targets []target) error {
 	if len(current.Boot.Images) == 0 {
 		return ansible.Fail(CodeNoInitramfs, "make one (update-initramfs -c -k all), or set stage: udev for a host that starts without",
 			"no initramfs is found in /boot for a kernel whose modules are in /lib/modules")
+	}
+
+	return nil
+}
+
+// checkDrivers refuses drivers that are not there, before anything is written: a function that is set to one has no driver at
+// all from the next start on, of the host's or another.
+func checkDrivers(args Args, current State, targets []target) error {
+	kernel := "no kernel that is installed has it"
+	if args.live() {
+		kernel = "the kernel that runs does not have it"
+	}
+
+	for _, each := range targets {
+		loaded := args.live() && slices.Contains(current.PCI.Drivers, each.wanted)
+		if !loaded && slices.Contains(current.Missing, hyphens(each.wanted)) {
+			return ansible.Fail(CodeNoDriver, noDriverHint, "%s is to have driver %q, and %s", each.Address, each.wanted, kernel)
+		}
 	}
 
 	return nil
@@ -627,7 +657,7 @@ func reportImages(planned *plan.Plan[State], images []initramfs.Image, do prepar
 
 		for _, module := range do.Modules {
 			if do.Rule != "" && slices.Contains(image.Lacking, module) {
-				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s, so no card is reserved while it runs", image.Release, module)
+				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s: while it runs, the cards are of no use, to the host neither", image.Release, module)
 			}
 		}
 	}

@@ -27,7 +27,10 @@ import (
 type State struct {
 	PCI     pci.System   `json:"pci"`
 	Aliases []vfio.Alias `json:"aliases,omitempty"`
-	Records []Record     `json:"records,omitempty"` // in order of their addresses
+	// Missing are drivers for VFIO, by their modules with hyphens, that the kernel that runs does not have; where nothing moves
+	// now, that no kernel has which is installed.
+	Missing []string `json:"missing,omitempty"`
+	Records []Record `json:"records,omitempty"` // in order of their addresses
 	// Folders are those that this module made for its files.
 	Folders []string `json:"folders,omitempty"`
 	Boot    Boot     `json:"boot"`
@@ -127,6 +130,11 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
+	state.Missing, err = h.readMissing(state.Aliases)
+	if err != nil {
+		return state, err
+	}
+
 	state.Records, state.Folders, err = readRecords(h.store(), h.root)
 	if err != nil {
 		return state, err
@@ -172,6 +180,64 @@ func (h *host) readAliases() ([]vfio.Alias, error) {
 	}
 
 	return found, nil
+}
+
+// readMissing looks which drivers the kernels do not have. One whose modules are not written down says nothing.
+func (h *host) readMissing(aliases []vfio.Alias) ([]string, error) {
+	releases, err := h.releases()
+	if err != nil {
+		return nil, err
+	}
+
+	var missing []string
+
+	asked := false
+
+	for _, release := range releases {
+		installed, known, err := h.tree().Installed(release)
+		if err != nil {
+			return nil, fmt.Errorf("reading which modules kernel %s has: %w", release, err)
+		}
+
+		if !known {
+			continue
+		}
+
+		lacking := []string{}
+
+		for _, module := range moduleNames(h.args, aliases) {
+			builtIn, err := h.tree().BuiltIn(release, module)
+			if err != nil {
+				return nil, fmt.Errorf("reading what is built into kernel %s: %w", release, err)
+			}
+
+			if module != iommuModule && !builtIn && !installed[module] && (!asked || slices.Contains(missing, module)) {
+				lacking = append(lacking, module)
+			}
+		}
+
+		missing, asked = lacking, true
+	}
+
+	slices.Sort(missing)
+
+	return slices.Compact(missing), nil
+}
+
+// releases gives the kernels that have to have the drivers: the one that runs, or where nothing moves now one of all.
+func (h *host) releases() ([]string, error) {
+	if h.args.live() {
+		release, err := vfio.Release()
+
+		return []string{release}, err
+	}
+
+	folders, err := filepath.Glob(h.root + "/lib/modules/*")
+	for i := range folders {
+		folders[i] = filepath.Base(folders[i])
+	}
+
+	return folders, err
 }
 
 // folderRecord begins the names of the records of folders.

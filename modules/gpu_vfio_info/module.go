@@ -56,6 +56,7 @@ type GPU struct {
 	Eligible     bool       `json:"eligible"`
 	Reasons      []Reason   `json:"reasons"`
 	Users        []string   `json:"users"`
+	Held         []string   `json:"held"`
 	Summary      string     `json:"summary"`
 }
 
@@ -151,14 +152,15 @@ func makeGPU(args Args, system *pci.System, address string) GPU {
 	gpu := GPU{
 		Address: address, ID: device.ID, Class: device.Class, Driver: device.Driver, Group: device.Group, ResetMethods: orEmpty(device.ResetMethods),
 		Functions: makeFunctions(system, system.Functions(pci.Slot(address))), GroupMembers: makeFunctions(system, system.GroupMembers(device.Group)),
-		Reserved: true, Viable: vfio.Viable(system, device.Group), Reasons: []Reason{}, Users: []string{},
+		Reserved: true, Viable: vfio.Viable(system, device.Group), Reasons: []Reason{}, Users: []string{}, Held: []string{},
 	}
 
 	for _, function := range vfio.Members(system, address, nil) {
 		each := system.Device(function)
 		gpu.Reserved = gpu.Reserved && pci.IsVFIO(each.Driver)
 		gpu.ShowsHost = gpu.ShowsHost || vfio.ShowsHost(*each) != ""
-		gpu.Users = append(gpu.Users, slices.Concat(vfio.UsersOf(*each), vfio.HeldOf(*each))...)
+		gpu.Users = append(gpu.Users, vfio.UsersOf(*each)...)
+		gpu.Held = append(gpu.Held, vfio.HeldOf(*each)...)
 	}
 
 	// What is reserved already is not in the way of itself.

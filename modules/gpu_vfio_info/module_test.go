@@ -63,6 +63,24 @@ func TestReservedAndDriftedCards(t *testing.T) {
 	assert.True(t, all.GPUs[0].Eligible, "it can be reserved again")
 }
 
+// TestUsersAreToldFromWhatADriverHolds: a restart ends the ones, and takes nothing from anybody with the others.
+func TestUsersAreToldFromWhatADriverHolds(t *testing.T) {
+	card := pcitest.Card("0000:01:00", "6")
+	card[0].Driver, card[0].Module = "nvidia", "nvidia"
+	card[1].Files = map[string]string{"sound/card0/controlC0/uevent": "MAJOR=116\nMINOR=2\nDEVNAME=snd/controlC0\n"}
+	kernel := pcitest.New(t, card...)
+
+	one := values(t, kernel, Args{}).GPUs[0]
+	assert.Empty(t, one.Users)
+	assert.Equal(t, []string{"whether NVIDIA's persistence mode holds 0000:01:00.0 cannot be told: there is no nvidia-smi to ask"}, one.Held)
+	assert.Equal(t, "held_by_driver", one.Reasons[0].Code)
+
+	kernel.Open(t, 42, "pipewire", "/dev/snd/controlC0")
+
+	one = values(t, kernel, Args{}).GPUs[0]
+	assert.Equal(t, []string{"process 42 (pipewire) has /dev/snd/controlC0 open"}, one.Users)
+}
+
 func TestIOMMUOff(t *testing.T) {
 	card := pcitest.Card("0000:01:00", "")
 	all := values(t, pcitest.New(t, card...), Args{})

@@ -21,6 +21,8 @@ description:
   - Refuses what would hurt the host, and says why and what to do - the host's own display, a card that somebody uses, a card that
     shares its IOMMU group with other devices, an IOMMU that is off in the firmware or in the kernel.
   - All functions of a card change their driver, or none. If making the initramfs fails, all files are as they were.
+  - It looks again at a card right before its drivers change. Where somebody has come to use it while the initramfs was made, the
+    task fails as if that had been so before, and the card is prepared for the next start.
   - LXD gives the companions of a card back to the host when a virtual machine stops. The next run notices and repairs it.
   - What is reserved is the whole list. A card that an earlier run reserved and that is not in the list any more is given back.
 attributes:
@@ -52,6 +54,7 @@ options:
       - Picks cards by what they are, in place of I(devices). Cards that are reserved already are picked first. One that is
         reserved and is not there any more, or does not answer, is an error, since nobody can say whether it would be picked;
         I(state=absent) with its address in I(devices) gives it up.
+      - It is an error with I(state=absent).
     type: dict
     suboptions:
       id:
@@ -89,12 +92,15 @@ options:
     elements: str
   driver:
     description:
-      - The driver. C(auto) is C(vfio-pci), or the variant of it that the kernel has for this very card.
+      - The driver. C(auto) is C(vfio-pci), or the variant of it that the kernel has for this very card. C(-) and C(_) are the same.
+      - One that the running kernel does not have is refused before anything is written; with I(apply_now=false) or I(root), one that
+        no installed kernel has.
     type: str
     default: auto
   allow_boot_display:
     description:
-      - Whether a card may be reserved that shows the host's display, or that is the only one of a desktop.
+      - Whether a card may be reserved that shows the host's display, or that is the only one of a desktop. What
+        I(allow_group_members) names is asked the same.
     type: bool
     default: false
   apply_now:

@@ -148,7 +148,11 @@ gpus:
           description: What to do about it.
           type: str
     users:
-      description: Who uses it, a line each - processes, mounted disks, network interfaces that are up, and what its driver holds it for.
+      description: Who uses it, a line each - processes, mounted disks, network interfaces that are up.
+      type: list
+      elements: str
+    held:
+      description: Why its driver would not let go of it although nobody uses it, a line each, as NVIDIA's in persistence mode.
       type: list
       elements: str
     summary:

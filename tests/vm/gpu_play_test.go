@@ -324,7 +324,16 @@ func TestGPUPlaybooks(t *testing.T) {
 func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
 	t.Parallel()
 	h := bootGPUHost(t, "intel_iommu=off")
+
+	// Nobody who uses a card is ended for it, whatever the restart is for.
+	end := h.hold(t, "exec sleep 1000 </dev/dri/by-path/pci-"+twin+".0-card", "pgrep -x sleep")
 	said := h.play(t, h.playbook("30_reserve_gpus"))
+	assert.Equal(t, 1, said.failed, said.text)
+	assert.Contains(t, said.text, "(sleep) has /dev/dri/card")
+	require.Zero(t, h.restarts, said.text)
+	end()
+
+	said = h.play(t, h.playbook("30_reserve_gpus"))
 	assert.Equal(t, 1, said.failed, said.text)
 	assert.Equal(t, 1, h.restarts, "GRUB's next start was to be with another line: %s", said.text)
 	assert.Contains(t, said.text, "the IOMMU is off in the kernel")

@@ -27,6 +27,12 @@ const (
 	HeldByDriver     Kind = "held_by_driver"
 )
 
+// byGravity has them in this order.
+var byGravity = []Kind{IOMMUOffFirmware, IOMMUOffKernel, Lost, VirtualFunctions, NotIsolated, BootDisplay, InUse, HeldByDriver}
+
+// CompareGravity puts the graver of two reasons first.
+func CompareGravity(a, b Kind) int { return slices.Index(byGravity, a) - slices.Index(byGravity, b) }
+
 // Refusal is a reason why a card cannot be reserved, and the way out.
 type Refusal struct {
 	Kind   Kind   `json:"code"`
@@ -117,8 +123,8 @@ func checkLost(system *pci.System, gpu string, wish Wish) *Refusal {
 	return nil
 }
 
-func checkVFs(system *pci.System, gpu string, _ Wish) *Refusal {
-	for _, address := range system.Functions(pci.Slot(gpu)) {
+func checkVFs(system *pci.System, gpu string, wish Wish) *Refusal {
+	for _, address := range Members(system, gpu, wish.AllowMembers) {
 		device := system.Device(address)
 
 		switch {
@@ -218,7 +224,8 @@ func checkDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
 		return nil
 	}
 
-	for _, address := range system.Functions(pci.Slot(gpu)) {
+	// What is allowed to go along may be a GPU as well, with the display on it.
+	for _, address := range Members(system, gpu, wish.AllowMembers) {
 		if why := ShowsHost(*system.Device(address)); why != "" {
 			return &Refusal{
 				BootDisplay, address + " " + why,
