@@ -33,6 +33,10 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 		return h.reload(ctx, do.Serial)
 	case Make:
 		return h.create(ctx, do)
+	case Restore:
+		return h.restore(ctx, do.Serial)
+	case Finish:
+		return h.store.Replace(h.args.zone, Made{File: do.File})
 	case Remove:
 		return h.remove(ctx, do)
 	case Part:

@@ -29,6 +29,16 @@ type Make struct {
 	Ours   bool   `json:"ours,omitempty"`   // that file is of an earlier run, which was cut
 }
 
+// Restore has the server serve a zone again that it has lost, from the file that lies there.
+type Restore struct {
+	Serial uint32 `json:"serial"`
+}
+
+// Finish notes that a zone is made, where a run was cut before it did.
+type Finish struct {
+	File string `json:"file"`
+}
+
 // Remove removes a zone that this module made.
 type Remove struct {
 	File  string `json:"file"`
@@ -61,7 +71,13 @@ func (p *planner) missing() error {
 	}
 
 	file := string(p.args.File)
-	if !p.began() {
+
+	if p.current.Made != nil && !p.current.Made.Making && p.current.Made.File != file && !p.args.Force {
+		return ansible.Fail(CodeForeign, "give that file, from which the zone is served again, or set force: true to remove it and make a new zone",
+			"zone %s was made in %q, not in %q, and the server has lost it", records.Display(p.args.zone), p.current.Made.File, file)
+	}
+
+	if !p.noted() {
 		p.clear()
 	}
 
@@ -93,9 +109,45 @@ func (p *planner) newSOA() records.SOA {
 	return soa
 }
 
-// began tells whether an earlier run began to make the zone in this file.
+// began tells whether an earlier run began to make the zone in this file, and did not come to the end.
 func (p *planner) began() bool {
+	return p.noted() && p.current.Made.Making
+}
+
+// noted tells whether an earlier run made the zone in this file, or began to.
+func (p *planner) noted() bool {
 	return p.current.Made != nil && p.current.Made.File == string(p.args.File)
+}
+
+// lost tells whether the server has no more a zone that was made, and whose file is there: with what others put into it.
+func (p *planner) lost() bool {
+	return p.args.Create && p.args.State == "present" && p.current.SOA == nil && p.noted() && !p.current.Made.Making && p.current.File != nil
+}
+
+// restore plans that the server serves the file again. The rest of the plan goes on from what is in it; where the server has more
+// in a journal, the changes fail and are planned anew from what is served.
+func (p *planner) restore() {
+	left, known := p.current.File, true
+
+	p.current.SOA, p.current.Sets, p.current.Served, p.current.Known, p.current.ServerFile = left.SOA, left.Sets, &left.SOA.Serial, &known, left.Path
+	p.current.File, p.current.NewSerial = nil, 0
+
+	if p.args.Mode == "update" {
+		p.current.Digest = ""
+	}
+
+	p.index = makeIndex(left.Sets)
+	p.out.After = p.current
+	p.out.Add(plan.Create, "zone "+records.Display(p.args.zone), Restore{Serial: left.SOA.Serial}, "(again, as it is in %q; the server has lost it)", left.Path)
+}
+
+// finish plans the end of a run that was cut when the server had the zone.
+func (p *planner) finish() {
+	if p.args.Create && p.args.State == "present" && p.began() && p.current.ServerFile == p.current.Made.File {
+		made := Made{File: p.current.Made.File}
+		p.out.After.Made = &made
+		p.out.Add(plan.Change, "record of zone "+records.Display(p.args.zone), Finish{File: made.File}, "(it is made, by a run that was cut)")
+	}
 }
 
 // clear plans the end of what is noted as ours and that the server does not have, if there is such.

@@ -306,7 +306,7 @@ func (h *host) create(ctx context.Context, do Make) error {
 
 	err = h.backend.resume(ctx)
 	if err == nil {
-		err = h.store.Keep(h.args.zone, Made{File: do.Path})
+		err = h.store.Replace(h.args.zone, Made{File: do.Path, Making: true})
 	}
 
 	if err != nil {
@@ -327,7 +327,26 @@ func (h *host) create(ctx context.Context, do Make) error {
 		return errors.Join(err, h.takeBack(ctx, func() error { return putBack(do.Path, before) }))
 	}
 
-	return h.waitServed(ctx, do.SOA.Serial)
+	err = h.waitServed(ctx, do.SOA.Serial)
+	if err != nil {
+		return err
+	}
+
+	return h.store.Replace(h.args.zone, Made{File: do.Path})
+}
+
+// restore has the server serve a file again that is there; with the journal beside it, where there is one.
+func (h *host) restore(ctx context.Context, serial uint32) error {
+	err := h.backend.resume(ctx)
+	if err == nil {
+		err = h.backend.add(ctx)
+	}
+
+	if err != nil {
+		return err
+	}
+
+	return h.waitServed(ctx, serial)
 }
 
 // takeBack undoes the beginning of a zone that the server does not have. Where it cannot be asked, all stays for the next run.

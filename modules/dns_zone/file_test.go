@@ -190,6 +190,64 @@ func names(entries []os.DirEntry) []string {
 	return list
 }
 
+// TestAZoneThatTheServerHasLost has somebody take a zone out of the server's configuration: it is served again with all that was in
+// it, not made anew over what others have put into it.
+func TestAZoneThatTheServerHasLost(t *testing.T) {
+	for _, kind := range servers {
+		for _, mode := range []string{"update", "file"} {
+			t.Run(kind+" "+mode, func(t *testing.T) {
+				s := dnstest.Start(t, kind)
+				args := local(t, s, dict{"mode": mode, "create": true, "soa": dict{"primary": "ns1"}, "records": []any{
+					record("@", "NS", "ns1"), record("ns1", "A", "192.0.2.53"),
+				}})
+
+				if mode == "update" {
+					args["tsig"] = dict{"name": "update", "secret": dnstest.Secret("update")}
+				}
+
+				if kind == "knotd" && mode == "update" {
+					args["config"] = "acl all\n"
+				}
+
+				dnstest.Converges(t, module, args)
+
+				others := dnstest.With(args, dict{"records": []any{record("theirs", "A", "192.0.2.77")}})
+				dnstest.Converges(t, module, others)
+				assert.Equal(t, "192.0.2.77", s.Lookup("theirs.example.com", "A"))
+
+				for _, more := range []any{record("ns1", "A", "192.0.2.53"), record("www", "A", "192.0.2.1")} {
+					lose(s)
+					assert.Empty(t, s.Lookup("ns1.example.com", "A"))
+
+					other := dnstest.With(args, dict{"file": s.ZoneFile("moved.")})
+					dnstest.Fails(t, module, dnszone.CodeForeign, other)
+
+					again := dnstest.With(args, dict{"records": []any{record("@", "NS", "ns1"), more}})
+					result := dnstest.Converges(t, module, again)
+					assert.Contains(t, result.Plan[0], "the server has lost it")
+					assert.Equal(t, "192.0.2.77", s.Lookup("theirs.example.com", "A"))
+					assert.Equal(t, "192.0.2.53", s.Lookup("ns1.example.com", "A"))
+				}
+
+				assert.Equal(t, "192.0.2.1", s.Lookup("www.example.com", "A"))
+			})
+		}
+	}
+}
+
+// lose takes the zone out of the server's configuration, and leaves all its files.
+func lose(s *dnstest.Server) {
+	if s.Kind == "named" {
+		s.Run("rndc", "-c", s.Control, "delzone", "example.com")
+
+		return
+	}
+
+	for _, words := range [][]string{{"conf-begin"}, {"conf-unset", "zone[" + zone + "]"}, {"conf-commit"}} {
+		s.Run("knotc", append([]string{"-s", s.Control}, words...)...)
+	}
+}
+
 // TestASomebodyElsesFileIsNotOverwritten has a file lie where a zone is to be made.
 func TestASomebodyElsesFileIsNotOverwritten(t *testing.T) {
 	s := dnstest.Start(t, "named")

@@ -80,9 +80,15 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		p.remove()
 
 		return out, nil
+	case p.lost():
+		p.restore()
 	case current.SOA == nil:
 		return out, p.missing()
+	default:
+		p.finish()
 	}
+
+	current = p.current
 
 	changes, err := p.changes()
 	if err != nil {

@@ -40,6 +40,9 @@ type State struct {
 // Made is the record of a zone that this module made.
 type Made struct {
 	File string `json:"file"`
+	// Making: no run has come to the end of making it, so that what is in the file is of such a run. Once the zone was served its
+	// file holds what others put into it, too.
+	Making bool `json:"making,omitempty"`
 }
 
 type host struct {

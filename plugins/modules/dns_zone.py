@@ -226,6 +226,8 @@ options:
       - A zone that the server does not take leaves nothing behind. The serial begins with the date (year, month, day, and the
         quarter of an hour in it as two digits), or goes on from that of the file where there is one, so that secondaries that knew
         an earlier zone of the name take the new one.
+      - A zone that this module made and that the server has lost is not made anew over its file, which holds what others have put into
+        it - the server is told to serve the file again, and the task goes on from there.
       - With I(state=absent) the zone is removed if this module made it and the server has it in the same file; of one that was made or
         removed by halves, what is left.
       - BIND is told with C(rndc addzone), for which it needs C(allow-new-zones yes); Knot by its configuration database, which

@@ -46,8 +46,28 @@ func (s Store) Keep(object string, original any) error {
 	return nil
 }
 
+// Replace writes a record in the place of the one that is there, in one step: for a module that notes how far it has come.
+func (s Store) Replace(object string, value any) error {
+	text, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+
+	err = s.write(append(text, '\n'), func(fresh string) error { return os.Rename(fresh, s.path(object)) })
+	if err != nil {
+		return fmt.Errorf("replacing the record of %q: %w", object, err)
+	}
+
+	return nil
+}
+
 // create makes a file that is there as a whole, on the disk, or not at all; it refuses when one is there.
 func (s Store) create(path string, text []byte) error {
+	return s.write(text, func(fresh string) error { return os.Link(fresh, path) })
+}
+
+// write writes a new file to the disk, and has it put into its place.
+func (s Store) write(text []byte, place func(fresh string) error) error {
 	err := os.MkdirAll(s.dir, 0o700)
 	if err != nil {
 		return err
@@ -67,7 +87,7 @@ func (s Store) create(path string, text []byte) error {
 		return err
 	}
 
-	return os.Link(file.Name(), path)
+	return place(file.Name())
 }
 
 // Read gives the recorded original. It reports false when the module never changed the object.

@@ -40,6 +40,23 @@ func TestTheFirstRecordIsKept(t *testing.T) {
 	assert.NoDirExists(t, root, "nothing is left behind")
 }
 
+func TestARecordIsReplaced(t *testing.T) {
+	root := t.TempDir()
+	store := Open(root, "m")
+
+	for _, value := range []string{"first", "second"} {
+		require.NoError(t, store.Replace("o", value))
+
+		origin, err := ReadOrigin[string](store, "o")
+		require.NoError(t, err)
+		assert.Equal(t, value, *origin.Original)
+	}
+
+	files, err := filepath.Glob(filepath.Join(root, "m", "*"))
+	require.NoError(t, err)
+	assert.Equal(t, []string{store.path("o")}, files)
+}
+
 func TestADamagedRecordIsAnError(t *testing.T) {
 	store := Open(t.TempDir(), "m")
 	require.NoError(t, store.Keep("o", 1))

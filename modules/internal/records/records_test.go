@@ -229,6 +229,40 @@ func TestTheWholeZoneIsJudged(t *testing.T) {
 	assert.NoError(t, CheckZone(zone, sets, names("host.example.com.")), "what others have made wrong is theirs")
 }
 
+// TestGlueByAWildcard judges name servers whose addresses come from a wildcard, or would not (RFC 4592).
+func TestGlueByAWildcard(t *testing.T) {
+	wild := one(t, "*", "A", "192.0.2.1")
+
+	for name, test := range map[string]struct {
+		sets  []Set
+		broke bool
+	}{
+		"a name that is nowhere":          {[]Set{wild, one(t, "@", "NS", "ns1")}, false},
+		"two labels that are nowhere":     {[]Set{wild, one(t, "@", "NS", "ns1.dc1.example.com.")}, false},
+		"one with something else":         {[]Set{wild, one(t, "@", "NS", "ns1"), one(t, "ns1", "TXT", "x")}, true},
+		"one with something below":        {[]Set{wild, one(t, "@", "NS", "ns1"), one(t, "a.ns1", "A", "192.0.2.2")}, true},
+		"one below something":             {[]Set{wild, one(t, "@", "NS", "ns1.dc1.example.com."), one(t, "dc1", "TXT", "x")}, true},
+		"one beside something":            {[]Set{wild, one(t, "@", "NS", "ns1"), one(t, "ns10", "A", "192.0.2.2"), one(t, "ns", "A", "192.0.2.2")}, false},
+		"a nearer wildcard of other type": {[]Set{wild, one(t, "@", "NS", "ns1.dc1.example.com."), one(t, "*.dc1", "TXT", "x")}, true},
+		"a nearer wildcard":               {[]Set{one(t, "*.dc1", "AAAA", "2001:db8::1"), one(t, "@", "NS", "ns1.dc1.example.com.")}, false},
+		"below its own delegation":        {[]Set{wild, one(t, "sub", "NS", "ns.sub.example.com.")}, true},
+		"a wildcard below the delegation": {[]Set{one(t, "*.sub", "A", "192.0.2.1"), one(t, "sub", "NS", "ns.sub.example.com.")}, true},
+		"the delegation itself":           {[]Set{wild, one(t, "sub", "NS", "sub")}, true},
+		"below another delegation":        {[]Set{one(t, "far", "NS", "ns.example.net."), one(t, "@", "NS", "ns.far.example.com.")}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			SortSets(test.sets)
+
+			err := CheckZone(zone, test.sets, map[string]bool{zone: true, "sub.example.com.": true})
+			if test.broke {
+				assert.ErrorContains(t, err, "ns-glue: ")
+			} else {
+				assert.NoError(t, err)
+			}
+		})
+	}
+}
+
 func TestReverse(t *testing.T) {
 	for given, want := range map[string]string{
 		"192.168.1.0/24": "1.168.192.in-addr.arpa.", "10.0.0.0/8": "10.in-addr.arpa.", "192.0.2.1/32": "1.2.0.192.in-addr.arpa.",

@@ -198,7 +198,7 @@ func CheckZone(zone string, sets []Set, names map[string]bool) error {
 
 			if index.has(target, "CNAME") {
 				errs = append(errs, located(set.String(), broken("target-not-cname", "%s is a CNAME; the target of %s must have addresses itself (RFC 2181, 10.3)", Display(target), set.Type)))
-			} else if set.Type == "NS" && !index.resolves(target, zone, set.Name) {
+			} else if set.Type == "NS" && !index.resolves(sets, target, zone, set.Name) {
 				errs = append(errs, located(set.String(), broken("ns-glue", "%s is in this zone and has neither A nor AAAA, so nobody could reach it", Display(target))))
 			}
 		}
@@ -225,15 +225,29 @@ func (i index) has(name, kind string) bool {
 	return ok
 }
 
+func (i index) hasAddress(name string) bool { return i.has(name, "A") || i.has(name, "AAAA") }
+
+// exists tells whether there is something at a name or below it, in sets that are in order.
+func exists(sets []Set, name string) bool {
+	at, found := slices.BinarySearchFunc(sets, ID{Name: name}, func(set Set, id ID) int { return Compare(set.ID(), id) })
+
+	return found || at < len(sets) && (sets[at].Name == name || strings.HasSuffix(sets[at].Name, "."+name))
+}
+
 // resolves tells whether a name has addresses, also by a wildcard, or lies below a delegation other than the one that asks:
 // then its servers know it.
-func (i index) resolves(name, zone, asks string) bool {
-	if i.has(name, "A") || i.has(name, "AAAA") {
+func (i index) resolves(sets []Set, name, zone, asks string) bool {
+	if i.hasAddress(name) {
 		return true
 	}
 
+	// A wildcard stands for names that do not exist, right under the nearest one that does, and never below a delegation
+	// (RFC 4592, 2.2.1 and 4.2).
+	wild := true
+
 	for up := name; up != zone && up != ""; {
-		if up != asks && i.has(up, "NS") {
+		delegated := i.has(up, "NS")
+		if delegated && up != asks {
 			return true
 		}
 
@@ -242,7 +256,8 @@ func (i index) resolves(name, zone, asks string) bool {
 			return false
 		}
 
-		if i.has("*."+rest, "A") || i.has("*."+rest, "AAAA") {
+		wild = wild && !delegated && !exists(sets, up)
+		if wild && (rest == zone || rest != asks) && i.hasAddress("*."+rest) {
 			return true
 		}
 
