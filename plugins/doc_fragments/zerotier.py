@@ -89,8 +89,9 @@ options:
         default: 2m
       retries:
         description:
-          - How often a request is made again that failed in a way that can pass (no answer, status 429, 5xx). The pauses grow, are
+          - How often a request is made again that failed in a way that can pass (no answer, status 5xx). The pauses grow, are
             partly left to chance, and follow what the controller says of its limits.
+          - Status 429 does not count, since it depends on how many hosts ask at once. Only C(controller.deadline) ends that.
         type: int
         default: 6
 notes:

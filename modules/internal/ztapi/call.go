@@ -36,7 +36,7 @@ type caller struct {
 	header      string // the header that carries the token
 	prefix      string // what stands before the token in it
 	token       ansible.Secret
-	retries     int           // further tries after a failure that can pass
+	retries     int           // further tries after a failure that can pass; a 429 is none where left bounds the waiting
 	left        time.Duration // for all requests that are still to come, pauses included; 0 at first: no bound
 	client      *http.Client
 	unreachable ansible.Code
@@ -126,18 +126,30 @@ func (c *caller) persist(ctx context.Context, method, path string, body any, onc
 		text = encoded
 	}
 
+	failures := 0
+
 	for try := 0; ; try++ {
 		got, err := c.try(ctx, method, path, text)
 
 		err = withCause(ctx, err)
 		again := err != nil || got.passing()
+		// The server is well, and only asks to wait: how often depends on how many others wait too.
+		limited := err == nil && got.status == http.StatusTooManyRequests
 
-		if !again || try >= c.retries || ctx.Err() != nil || once && (err != nil || got.status != http.StatusTooManyRequests) {
+		if !limited || c.left == 0 {
+			failures++
+		}
+
+		if !again || failures > c.retries || ctx.Err() != nil || once && (err != nil || got.status != http.StatusTooManyRequests) {
 			return got, c.judge(method, path, got, err)
 		}
 
 		select {
 		case <-ctx.Done():
+			if limited {
+				err = errors.New("status 429, too many requests, at every try")
+			}
+
 			return got, c.judge(method, path, got, withCause(ctx, errors.Join(err, ctx.Err())))
 		case <-time.After(pause(try, got.header, time.Now())):
 		}

@@ -5,9 +5,11 @@ package ztapi
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +38,31 @@ func TestPausesGrowAndFollowTheServer(t *testing.T) {
 
 	assert.Equal(t, 2*longestPause, pause(0, http.Header{"Retry-After": {"86400"}}, now), "nobody waits for a day")
 	assert.Zero(t, askedPause(http.Header{"X-Ratelimit-Reset": {"yesterday"}}, now))
+}
+
+// TestManyRefusalsAreWaitedOut has a server that refuses more often than there are tries, and one that does so for ever.
+func TestManyRefusalsAreWaitedOut(t *testing.T) {
+	var asked atomic.Int64
+
+	refusals := int64(5)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) <= refusals {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	}))
+	t.Cleanup(server.Close)
+
+	made := caller{what: "the controller", header: "Authorization", base: server.URL, client: server.Client(), retries: 1, left: 30 * time.Second, unreachable: CodeControllerUnreachable}
+
+	_, err := made.do(t.Context(), http.MethodGet, "/", nil, false)
+	require.NoError(t, err)
+	assert.Equal(t, refusals+1, asked.Load())
+
+	refusals, made.left = 1<<62, 300*time.Millisecond
+	_, err = made.do(t.Context(), http.MethodGet, "/", nil, false)
+	require.ErrorIs(t, err, errDeadline)
+	require.ErrorContains(t, err, "status 429")
 }
 
 func TestURLs(t *testing.T) {
