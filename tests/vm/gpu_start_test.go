@@ -235,12 +235,11 @@ const (
 func byUnit(t *testing.T, made, unit string) {
 	t.Helper()
 	c := &cards{guest: Boot(t, Machine{
-		Root: filepath.Join(made, "disk"), CPUs: 1, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt",
+		Root: filepath.Join(made, "disk"), CPUs: 1, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt systemd.unit=sysinit.target",
 		Modules: []string{"snd_hda_intel", "xhci_pci", "autofs4"}, Args: cardArgs("intel"), Before: giveNvidiaIDs,
 		Files: map[string]File{
-			"/etc/systemd/system/" + unitName:                         {Data: []byte(unit)},
-			"/etc/systemd/system/sysinit.target.wants/" + unitName:    {Link: unitLink},
-			"/etc/systemd/system/multi-user.target.wants/ssh.service": {Link: "/dev/null"},
+			"/etc/systemd/system/" + unitName:                      {Data: []byte(unit)},
+			"/etc/systemd/system/sysinit.target.wants/" + unitName: {Link: unitLink},
 		},
 	})}
 	drivers := c.drivers(t)
@@ -260,12 +259,15 @@ func sawCards(report string) string {
 	return saw.String()
 }
 
-// TestGPUWithAnInitramfsOfBefore is the control of that one: the initramfs that the reservation replaces.
+// TestGPUWithAnInitramfsOfBefore is the control of that one: the rule is in /etc, and the initramfs is of before.
 func TestGPUWithAnInitramfsOfBefore(t *testing.T) {
 	t.Parallel()
 	r := newStartRoot(t, "initramfs-tools")
-	drivers, said := reports(t, r.initramfs(t, "stale"), "", cardArgs("intel"))
-	assert.Equal(t, "bochs-drm (null)", drivers[twin+".0"], "the rule in /etc alone is of no use")
+	said := r.apply(t, "gpu_vfio", map[string]any{"devices": []string{"02:00.0"}, "stage": "udev"})
+	require.True(t, said.Changed && !said.Failed, "%+v", said)
+	require.Contains(t, r.etc(t), "udev/rules.d/05-thinkube-gpu-vfio.rules")
+	drivers, console := reports(t, r.initramfs(t, "stale"), "", cardArgs("intel"))
+	assert.Equal(t, "bochs-drm (null)", drivers[twin+".0"], "the rule in /etc alone comes too late")
 	assert.Equal(t, "xhci_hcd (null)", drivers[twin+".2"])
-	assert.Contains(t, sawCards(said), twin+".0")
+	assert.Contains(t, sawCards(console), twin+".0")
 }
