@@ -48,8 +48,8 @@ const gpuInventory = `all:
     ansible_user: root
     ansible_python_interpreter: /usr/bin/python3
     ansible_ssh_private_key_file: %s/user
-    # What an emulated processor deciphers fastest.
-    ansible_ssh_args: -o ControlMaster=auto -o ControlPersist=60s -o Compression=no -c aes128-gcm@openssh.com
+    # What an emulated processor reckons and deciphers fastest.
+    ansible_ssh_args: -o ControlMaster=auto -o ControlPersist=300s -o Compression=no -o KexAlgorithms=curve25519-sha256 -c aes128-gcm@openssh.com
     ansible_ssh_common_args: -F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ControlPath=%[2]s/%%C
     # There is no initramfs of the host's here, QEMU has its own: see TestGPUIsReservedFromTheStart.
     gpu_reservation_stage: udev
@@ -90,7 +90,8 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 			"/root/.ssh/authorized_keys":                {From: filepath.Join(h.dir, "user.pub"), Mode: 0o600},
 			"/etc/ssh/ssh_host_ed25519_key":             {From: filepath.Join(h.dir, "host"), Mode: 0o600},
 			"/etc/ssh/sshd_config.d/vm.conf":            {Data: []byte("UsePAM no\n")},
-			"/etc/systemd/system/ssh.service.d/vm.conf": {Data: []byte("[Service]\nExecStartPre=ip addr replace 10.0.2.15/24 dev eth0\nExecStartPre=ip link set eth0 up\n")},
+			"/etc/network.ip":                           {Data: []byte("addr replace 10.0.2.15/24 dev eth0\nlink set eth0 up\n")},
+			"/etc/systemd/system/ssh.service.d/vm.conf": {Data: []byte("[Service]\nExecStartPre=\nExecStartPre=ip -batch /etc/network.ip\n")},
 		},
 	})}
 	h.settle(t)
@@ -212,7 +213,10 @@ const noticed = `- name: Do harm
 - block:
     - ansible.builtin.include_role:
         name: thinkube.infra.gpu_reservation
-        tasks_from: test
+        tasks_from: "{{ harm.asks | default('test', true) }}"
+      vars:
+        gpu_reservation_devices: "{{ harm.cards | default(assigned_pci_slots, true) }}"
+        gpu_reservation_stage: "{{ harm.stage | default('udev', true) }}"
     - name: Nothing has noticed it
       ansible.builtin.fail:
   rescue:
@@ -245,20 +249,31 @@ const afterSetup = `- import_playbook: %[1]s
         harm: {how: "true", says: Setup would change nothing, undo: "true"}
 `
 
-// harm is a sabotage, the task of 38 that notices it, and how to make it good.
+// harm is a sabotage, the task of 38 that notices it, and how to make it good; or an inventory that wants something else.
 type harm struct {
 	How  string `json:"how"`
 	Says string `json:"says"`
 	Undo string `json:"undo"`
+	// Asks is the file of the role's that asks, default test; the others are what the inventory says.
+	Asks  string   `json:"asks,omitempty"`
+	Cards []string `json:"cards,omitempty"`
+	Stage string   `json:"stage,omitempty"`
 }
 
 // harms are sabotages. The last is left to 30.
 var harms = []harm{
-	{move(first, "vfio-pci"), "These cards and no others", move(first, "")},
-	{leaveLikeLXD, "Setup would change nothing", move(twin, "vfio-pci")},
-	{"mv /etc/default/grub.d/95-gpu-reservation.cfg /root", "Nor would it change", "mv /root/95-gpu-reservation.cfg /etc/default/grub.d"},
-	{"cp /boot/grub/grub.cfg /root && sed -i 's/^[[:space:]]*linux.*/& iommu=off/' /boot/grub/grub.cfg", "Nor would it change", "cp /root/grub.cfg /boot/grub && rm /root/grub.cfg"},
-	{"rm /etc/udev/rules.d/05-thinkube-gpu-vfio.rules", "Setup would change nothing", "true"},
+	{How: "true", Cards: []string{"01:00.0"}, Says: "Setup would change nothing", Undo: "true"},
+	{How: "true", Stage: "initramfs", Says: "Setup would change nothing", Undo: "true"}, // neither hook nor rule in the image
+	{How: "true", Asks: "unreserved", Says: "Rollback would change nothing", Undo: "true"},
+	{How: move(first, "vfio-pci"), Says: "These cards and no others", Undo: move(first, "")},
+	{How: leaveLikeLXD, Says: "Setup would change nothing", Undo: move(twin, "vfio-pci")},
+	{How: "mv /var/lib/thinkube/gpu_vfio /root", Says: "These cards and no others", Undo: "mv /root/gpu_vfio /var/lib/thinkube"},
+	{How: "mv /etc/default/grub.d/95-gpu-reservation.cfg /root", Says: "Nor would it change", Undo: "mv /root/95-gpu-reservation.cfg /etc/default/grub.d"},
+	{
+		How:  "cp /boot/grub/grub.cfg /root && sed -i 's/^[[:space:]]*linux.*/& iommu=off/' /boot/grub/grub.cfg",
+		Says: "Nor would it change", Undo: "cp /root/grub.cfg /boot/grub && rm /root/grub.cfg",
+	},
+	{How: "rm /etc/udev/rules.d/05-thinkube-gpu-vfio.rules", Says: "Setup would change nothing", Undo: "true"},
 }
 
 func TestGPUPlaybooks(t *testing.T) {
@@ -358,8 +373,8 @@ func move(slot, driver string) string {
 		`cd /sys/bus/pci; for f in SLOT.0 SLOT.1 SLOT.2; do echo DRIVER >devices/$f/driver_override; echo $f >devices/$f/driver/unbind; echo $f >drivers_probe; done`)
 }
 
-// state is all files that the playbooks could have left.
+// state is all files that the playbooks could have left, and what is in those that they could have changed.
 func (h *gpuHost) state(t *testing.T) string {
 	t.Helper()
-	return h.sh(t, "find /etc /boot /var/lib/thinkube -xdev -not -name 'initrd.img-*' -not -path '/etc/ssl/*' 2>/dev/null | sort; cat /boot/grub/grub.cfg")
+	return h.sh(t, "find /etc /boot /var/lib/thinkube -xdev -not -path '/etc/ssl/*' -printf '%p %m %u:%g %s %l\\n' 2>/dev/null | sort; cat /boot/grub/grub.cfg /boot/initrd.img-* | cksum")
 }

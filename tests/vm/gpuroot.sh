@@ -89,9 +89,9 @@ make_grub_cfg
 rm -rf "$root/etc/apt"
 cp -a "$out/apt" "$root/etc/apt"
 
-# udev hears of the cards. Nobody reads a log, and the network is set up by sshd's unit.
+# udev hears of the cards. Nobody reads a log, and the network is set up by sshd's unit, which makes its folder, too.
 lighten "$root" pci
-chroot "$root" systemctl -q mask systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket \
+chroot "$root" systemctl -q mask systemd-sysctl.service systemd-tmpfiles-setup.service systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket \
     systemd-journald-audit.socket systemd-networkd.service systemd-networkd.socket
 # shutdown(8) asks logind over D-Bus, and starts both.
 chroot "$root" systemctl -q unmask systemd-logind.service
@@ -101,14 +101,17 @@ for unit in systemd-logind.service dbus.service; do
 done
 
 # The disk is for an emulated processor, which takes a second to unpack an image, and eight for all of GRUB's scripts: its image
-# has next to nothing in it, and of the scripts there are those that find a kernel. The folder has all of it.
+# has next to nothing in it, of the scripts there is the one that finds kernels, and its administrator wants one entry for each.
+# The folder has all of it.
 if [ "$generator" != dracut ]; then
     mkdir "$out/whole"
     image=$(basename "$root"/boot/initrd.img-*)
     mv "$root/boot/$image" "$root/boot/grub/grub.cfg" "$root/etc/grub.d" "$out/whole"
     echo bin | chroot "$root" cpio -o -H newc --quiet -D / >"$root/boot/$image"
     mkdir "$root/etc/grub.d"
-    cp "$out/whole/grub.d/00_header" "$out/whole/grub.d/10_linux" "$root/etc/grub.d"
+    cp "$out/whole/grub.d/10_linux" "$root/etc/grub.d"
+    cp "$root/etc/default/grub" "$out/whole/default"
+    printf 'GRUB_DISABLE_SUBMENU=y\nGRUB_DISABLE_RECOVERY=true\n' >>"$root/etc/default/grub"
     make_grub_cfg
 fi
 
@@ -119,6 +122,7 @@ if [ "$generator" != dracut ]; then
     rm -r "$root/etc/grub.d"
     mv "$out/whole/grub.d" "$root/etc"
     mv "$out/whole/grub.cfg" "$root/boot/grub"
+    mv "$out/whole/default" "$root/etc/default/grub"
     mv "$out/whole/$image" "$root/boot"
     rmdir "$out/whole"
 fi
