@@ -95,6 +95,13 @@ type damage struct {
 	changes string                      // the host on which 10 does
 }
 
+// After how many seconds without a heartbeat LXD takes a member for offline: the least that it can be told, and its own 20. They
+// come each 10 seconds, so that with so little others may look as if they were away, too, for a moment.
+const (
+	awaySoon  = "lxc config set cluster.offline_threshold 11"
+	awayAsWas = "lxc config unset cluster.offline_threshold"
+)
+
 var damages = []damage{
 	{
 		name: "the network was deleted",
@@ -141,6 +148,7 @@ var damages = []damage{
 	{
 		name: "a member's daemon was stopped",
 		do: func(t *testing.T, s *site) {
+			s.run(t, "n1", awaySoon)
 			s.run(t, "n3", "systemctl stop lxd.socket lxd.service")
 			s.eventually(t, "n1", "lxc cluster list -f csv | grep n3 | grep -q OFFLINE")
 		},
@@ -148,6 +156,7 @@ var damages = []damage{
 		repair: func(t *testing.T, s *site) {
 			s.run(t, "n3", "systemctl start lxd.socket lxd.service lxd-containers.service && lxd waitready --timeout=60")
 			s.eventually(t, "n1", "! lxc cluster list -f csv | grep -q OFFLINE")
+			s.run(t, "n1", awayAsWas)
 		},
 	},
 	{
@@ -155,6 +164,7 @@ var damages = []damage{
 		do: func(t *testing.T, s *site) {
 			host, err := s.lab.Host("n2")
 			require.NoError(t, err)
+			s.run(t, "n1", awaySoon)
 			require.NoError(t, host.Stop(t.Context()))
 			s.eventually(t, "n1", "lxc cluster list -f csv | grep n2 | grep -q OFFLINE")
 		},
@@ -164,6 +174,7 @@ var damages = []damage{
 			require.NoError(t, err)
 			require.NoError(t, host.Start(t.Context()))
 			s.eventually(t, "n1", "! lxc cluster list -f csv | grep -q OFFLINE")
+			s.run(t, "n1", awayAsWas)
 		},
 	},
 }
