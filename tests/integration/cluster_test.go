@@ -93,6 +93,7 @@ type damage struct {
 	says    string
 	repair  func(t *testing.T, s *site) // nil: playbook 10 repairs it
 	changes string                      // the host on which 10 does
+	away    bool                        // a member is, and has to be found again
 }
 
 // After how many seconds without a heartbeat LXD takes a member for offline: the least that it can be told, and its own 20. They
@@ -152,7 +153,7 @@ var damages = []damage{
 			s.run(t, "n3", "systemctl stop lxd.socket lxd.service")
 			s.eventually(t, "n1", "lxc cluster list -f csv | grep n3 | grep -q OFFLINE")
 		},
-		host: "n1", says: "member n3 is Offline",
+		host: "n1", says: "member n3 is Offline", away: true,
 		repair: func(t *testing.T, s *site) {
 			s.run(t, "n3", "systemctl start lxd.socket lxd.service lxd-containers.service && lxd waitready --timeout=60")
 			s.eventually(t, "n1", "! lxc cluster list -f csv | grep -q OFFLINE")
@@ -168,7 +169,7 @@ var damages = []damage{
 			require.NoError(t, host.Stop(t.Context()))
 			s.eventually(t, "n1", "lxc cluster list -f csv | grep n2 | grep -q OFFLINE")
 		},
-		host: "n3", says: "member n2 is Offline",
+		host: "n3", says: "member n2 is Offline", away: true,
 		repair: func(t *testing.T, s *site) {
 			host, err := s.lab.Host("n2")
 			require.NoError(t, err)
@@ -179,7 +180,8 @@ var damages = []damage{
 	},
 }
 
-// sabotage damages the cluster, sees 18 notice, has it repaired, and sees 18 pass again.
+// sabotage damages the cluster, sees 18 notice, has it repaired, and sees 18 pass again. Where the test itself takes back what it
+// did, the 18 that passes is that of a later damage.
 func (s *site) sabotage(t *testing.T, damage damage) {
 	damage.do(t, s)
 	s.play(t, "18").failedWith(t, damage.host, damage.says)
@@ -191,7 +193,9 @@ func (s *site) sabotage(t *testing.T, damage damage) {
 		assert.Positive(t, run.Stats[damage.changes].Changed, run.Stdout)
 	}
 
-	s.play(t, "18").unchanged(t, three...)
+	if damage.repair == nil || damage.away {
+		s.play(t, "18").unchanged(t, three...)
+	}
 }
 
 func (s *site) testProfiles(t *testing.T) {
