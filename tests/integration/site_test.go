@@ -31,6 +31,8 @@ type site struct {
 	runs string // a folder for each run
 
 	inventory string // of the three hosts that the lab comes up with; the lab's own follows what is added
+
+	fresh bool // nobody has had the hosts since their snapshot
 }
 
 // The tests share one lab: it is brought up for the first that needs it and taken down after the last.
@@ -168,12 +170,22 @@ func makeSite() (*site, error) {
 
 	text, err := os.ReadFile(s.lab.InventoryFile())
 
+	s.fresh = true
+
 	return s, errors.Join(err, os.WriteFile(s.inventory, text, 0o644), s.lab.Snapshot(ctx, pristine))
 }
 
 // restore gives every host back as it was in a snapshot, with LXD answering again.
 func (s *site) restore(t *testing.T, label string) {
 	t.Helper()
+
+	fresh := s.fresh && label == pristine
+	s.fresh = false
+
+	if fresh {
+		return
+	}
+
 	require.NoError(t, s.lab.Restore(t.Context(), label))
 	s.ready(t)
 }
