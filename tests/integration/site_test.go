@@ -31,6 +31,8 @@ type site struct {
 	runs string // a folder for each run
 
 	inventory string // of the three hosts that the lab comes up with; the lab's own follows what is added
+
+	fresh bool // nobody has had the hosts since their snapshot
 }
 
 // The tests share one lab: it is brought up for the first that needs it and taken down after the last.
@@ -158,17 +160,17 @@ func makeSite() (*site, error) {
 		return nil, err
 	}
 
-	for _, host := range s.lab.Hosts() {
-		// The client of these tests makes itself a folder, too.
-		_, err := host.Run(ctx, "lxd waitready --timeout=60 && lxc list 2>/dev/null")
-		if err != nil {
-			return nil, err
-		}
+	// The client of these tests makes itself a folder, too.
+	err = s.onAll(ctx, "lxd waitready --timeout=60 && lxc list 2>/dev/null")
+	if err != nil {
+		return nil, err
 	}
 
 	s.inventory = filepath.Join(dir, "three.yaml")
 
 	text, err := os.ReadFile(s.lab.InventoryFile())
+
+	s.fresh = true
 
 	return s, errors.Join(err, os.WriteFile(s.inventory, text, 0o644), s.lab.Snapshot(ctx, pristine))
 }
@@ -176,6 +178,14 @@ func makeSite() (*site, error) {
 // restore gives every host back as it was in a snapshot, with LXD answering again.
 func (s *site) restore(t *testing.T, label string) {
 	t.Helper()
+
+	fresh := s.fresh && label == pristine
+	s.fresh = false
+
+	if fresh {
+		return
+	}
+
 	require.NoError(t, s.lab.Restore(t.Context(), label))
 	s.ready(t)
 }
@@ -183,10 +193,29 @@ func (s *site) restore(t *testing.T, label string) {
 // ready waits for the daemons of the hosts that have one.
 func (s *site) ready(t *testing.T) {
 	t.Helper()
+	require.NoError(t, s.onAll(t.Context(), "! [ -x /usr/bin/lxd ] || lxd waitready --timeout=60"))
+}
 
-	for _, host := range s.lab.Hosts() {
-		s.run(t, host.Name(), "! [ -x /usr/bin/lxd ] || lxd waitready --timeout=60")
+// onAll runs a command as root on all hosts at once.
+func (s *site) onAll(ctx context.Context, command string) error {
+	hosts := s.lab.Hosts()
+	errs := make([]error, len(hosts))
+
+	var running sync.WaitGroup
+
+	for i, host := range hosts {
+		running.Add(1)
+
+		go func() {
+			defer running.Done()
+
+			_, errs[i] = host.Run(ctx, command)
+		}()
 	}
+
+	running.Wait()
+
+	return errors.Join(errs...)
 }
 
 // run runs a command as root on a host, which has to succeed.

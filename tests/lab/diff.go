@@ -115,9 +115,11 @@ func (h *Host) diffFacts(ctx context.Context, label string) ([]Difference, error
 	if !wasRunning {
 		return nil, nil
 	}
-	if after, err = h.readFacts(ctx); err != nil {
+	if after, err = h.readFacts(ctx, before); err != nil {
 		return nil, err
 	}
+	delete(before, sumKind)
+	delete(after, sumKind)
 	return compareFacts(before, after), nil
 }
 

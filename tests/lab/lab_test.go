@@ -262,7 +262,7 @@ func snapshotStory(ctx context.Context, t *testing.T, l *Lab, n1, n2 *Host) {
 		setfacl -m u:admin:r /etc/services; rm -r /etc/ufw; touch /etc/ufw
 		ip address add 10.9.9.9/24 dev eth0; ip link add br9 type bridge; ip route add 10.8.0.0/16 via 10.177.91.1
 		ip rule add from 10.9.9.9 table 99; nft add table inet mine; iptables-legacy -A INPUT -p tcp --dport 99 -j DROP
-		useradd zed; systemctl -q enable named; systemctl stop dbus.socket; mount -t tmpfs tmpfs /mnt`)
+		useradd zed; systemctl -q enable named; systemctl -q mask --runtime rescue.service; systemctl stop dbus.socket; mount -t tmpfs tmpfs /mnt`)
 	found, err := n1.Diff(ctx, "before")
 	require.NoError(t, err)
 	seen := map[string]string{}
@@ -273,7 +273,7 @@ func snapshotStory(ctx context.Context, t *testing.T, l *Lab, n1, n2 *Host) {
 		"file /etc/localtime", "file /etc/hostname", "file /etc/services", "file /etc/ufw", "file /etc/shadow",
 		"address eth0 10.9.9.9/24", "link br9", "route 10.8.0.0/16 dev eth0", "rule priority=32765 src=10.9.9.9 table=99",
 		"nft table inet mine", "iptables filter -A INPUT -p tcp -m tcp --dport 99 -j DROP", "user zed", "group zed",
-		"unit-file named.service", "mount /mnt"} {
+		"unit-file named.service", "unit-file rescue.service", "mount /mnt"} {
 		assert.Contains(t, seen, want)
 	}
 	assert.Equal(t, "address eth0 10.9.9.9/24: added (scope global)", seen["address eth0 10.9.9.9/24"])

@@ -78,7 +78,7 @@ func (h *Host) noteFacts(ctx context.Context, label string) error {
 	if !h.Running() {
 		return nil
 	}
-	facts, err := h.readFacts(ctx)
+	facts, err := h.readFacts(ctx, nil)
 	if err != nil {
 		return err
 	}
