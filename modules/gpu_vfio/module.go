@@ -202,6 +202,10 @@ func normalize(args *Args) error {
 
 	args.Root = ansible.Path(filepath.Clean(string(args.Root)))
 
+	if wants := len(args.Devices) > 0 || args.Select != nil; args.State == "present" && wants && args.Stage == "none" && !args.live() {
+		errs = append(errs, errors.New("stage none with apply_now: false or root reserves nothing, neither now nor at the next start: choose another stage"))
+	}
+
 	return errors.Join(errs...)
 }
 

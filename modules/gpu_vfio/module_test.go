@@ -285,6 +285,35 @@ func TestWhoComesWhileFilesAreWrittenKeepsTheCard(t *testing.T) {
 	assert.Equal(t, "nouveau", b.kernel.Driver("0000:02:00.0"))
 }
 
+// TestARestartThatDoesNotHelpIsNotAskedForAgain: the host has started with the rule, and its driver was there before.
+func TestARestartThatDoesNotHelpIsNotAskedForAgain(t *testing.T) {
+	later := map[string]any{"devices": []string{"02:00.0"}, "stage": "udev", "apply_now": false}
+	b := newBench(t)
+
+	result := b.run(t, later)
+	assert.Equal(t, true, result["reboot_required"], "%v", result)
+	assert.Equal(t, true, b.run(t, later)["reboot_required"], "it has not been restarted yet")
+
+	b.kernel.Started(t, time.Now().Add(time.Minute))
+
+	result = b.run(t, later)
+	assert.Equal(t, false, result["changed"])
+	assert.Equal(t, false, result["reboot_required"], "%v", result)
+	assert.Contains(t, fmt.Sprint(result["warnings"]), "0000:02:00.0: the host has started with these files, and still it is with nouveau")
+
+	// What LXD leaves is another matter: the start reserved it.
+	b.reserve(t)
+	b.giveBackLikeLXD(t)
+
+	result = b.run(t, later)
+	assert.Equal(t, true, result["reboot_required"], "%v", result)
+	assert.Len(t, result["reboot_reasons"], 2)
+
+	// With another rule, the next start is not as the last one.
+	result = b.run(t, map[string]any{"devices": []string{"01:00.0", "02:00.0"}, "stage": "udev", "apply_now": false})
+	assert.Equal(t, true, result["reboot_required"])
+}
+
 func TestFoldersThatWereMadeGoAgain(t *testing.T) {
 	for _, failing := range []int{0, 1} {
 		b := newBench(t)
@@ -321,11 +350,10 @@ func TestWhatAKilledRunHasLeftIsRemoved(t *testing.T) {
 	assert.Equal(t, false, b.run(t, map[string]any{"state": "absent"})["changed"])
 }
 
-func TestDriftAfterAVirtualMachineIsRepaired(t *testing.T) {
-	b := newBench(t)
-	b.reserve(t)
+// giveBackLikeLXD does what lxd/device/gpu_physical.go does when a virtual machine stops.
+func (b *bench) giveBackLikeLXD(t *testing.T) {
+	t.Helper()
 
-	// What lxd/device/gpu_physical.go does when a virtual machine stops.
 	for _, address := range []string{"0000:02:00.1", "0000:02:00.2"} {
 		folder := b.kernel.Root + "/sys/bus/pci/devices/" + address
 		require.NoError(t, b.kernel.Write(folder+"/driver_override", "\n"))
@@ -334,6 +362,12 @@ func TestDriftAfterAVirtualMachineIsRepaired(t *testing.T) {
 	}
 
 	require.Equal(t, "snd_hda_intel", b.kernel.Driver("0000:02:00.1"))
+}
+
+func TestDriftAfterAVirtualMachineIsRepaired(t *testing.T) {
+	b := newBench(t)
+	b.reserve(t)
+	b.giveBackLikeLXD(t)
 
 	result := b.reserve(t)
 	assert.Equal(t, true, result["changed"])

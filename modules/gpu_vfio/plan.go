@@ -90,6 +90,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	// To take something back is no reason to move what stays.
 	if args.State == "present" {
 		err = addBinds(args, current, targets, &planned)
+		reportNoUse(args, targets, &planned)
 	}
 
 	return planned, err
@@ -584,7 +585,7 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 	step := planned.Add(prepareVerb(current, files), "boot configuration of reserved GPUs", do, "%s", describePrepare(do))
 	step.Before, step.After = plainFiles(current.Boot.Files), plainFiles(files)
 
-	planned.After.Boot.Files = files
+	planned.After.Boot.Files, planned.After.Boot.StartedSince = files, false
 	planned.After.Folders = slices.DeleteFunc(append(slices.Clone(current.Folders), do.Folders...), func(folder string) bool { return slices.Contains(do.Gone, folder) })
 	planned.After.Boot.NoFolders = slices.DeleteFunc(slices.Clone(current.Boot.NoFolders), func(folder string) bool { return slices.Contains(do.Folders, folder) })
 
@@ -1005,12 +1006,8 @@ func rebootReasons(args Args, final State) []string {
 			continue
 		}
 
-		if driver := device.Driver; driver != each.wanted {
-			if driver == "" {
-				driver = "no driver"
-			}
-
-			reasons = append(reasons, fmt.Sprintf("%s is with %s until then, and not with %s", each.Address, driver, each.wanted))
+		if device.Driver != each.wanted && !noUse(&final, each) {
+			reasons = append(reasons, fmt.Sprintf("%s is with %s until then, and not with %s", each.Address, named(device.Driver), each.wanted))
 		}
 	}
 
@@ -1025,6 +1022,37 @@ func rebootReasons(args Args, final State) []string {
 	}
 
 	return reasons
+}
+
+// named says which driver it is.
+func named(driver string) string {
+	if driver == "" {
+		return "no driver"
+	}
+
+	return driver
+}
+
+// noUse tells that another start of the host is of no use to a function: the last one was with the same files and images, and
+// left all of its card with the host. (Of a card whose GPU is with VFIO, LXD gave the rest back after the start.)
+func noUse(state *State, each target) bool {
+	device, card := state.PCI.Device(each.Address), state.PCI.Device(each.Card)
+
+	return state.Boot.StartedSince && device.Driver != each.wanted && (card == nil || !pci.IsVFIO(card.Driver))
+}
+
+// reportNoUse says why no restart is asked for although functions are not where they are to be.
+func reportNoUse(args Args, targets []target, planned *plan.Plan[State]) {
+	if args.live() || args.root() != "" {
+		return
+	}
+
+	for _, each := range targets {
+		if noUse(&planned.After, each) {
+			planned.Add(plan.Report, each.Address, nil, "the host has started with these files, and still it is with %s and not with %s, so that another restart is of no use: "+
+				"its driver may be in the initramfs and the rule not (stage: udev), something else may start the host, or the kernel does not have %s", named(planned.After.PCI.Device(each.Address).Driver), each.wanted, each.wanted)
+		}
+	}
 }
 
 // later asks for the same without moving anything now, so that users are not in the way of looking.

@@ -20,6 +20,7 @@ import (
 	"github.com/thinkube/infra/modules/internal/ownfile"
 	"github.com/thinkube/infra/modules/internal/pci"
 	"github.com/thinkube/infra/modules/internal/record"
+	"github.com/thinkube/infra/modules/internal/uptime"
 	"github.com/thinkube/infra/modules/internal/vfio"
 )
 
@@ -70,6 +71,8 @@ type Boot struct {
 	Leftovers []string `json:"leftovers,omitempty"`
 	// ReadOnly are the folders that cannot be written.
 	ReadOnly []string `json:"read_only,omitempty"`
+	// StartedSince tells that the host has started since files and images are as they are.
+	StartedSince bool `json:"started_since,omitempty"`
 }
 
 func (b *Boot) file(path string) *ownfile.File {
@@ -148,8 +151,27 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	state.Desktop = err == nil
 
 	state.Boot, err = h.readBoot(ctx, state.Aliases)
+	if err == nil && h.args.root() == "" {
+		state.Boot.StartedSince, err = h.startedSince(state.Boot)
+	}
 
 	return state, err
+}
+
+// startedSince looks whether what reserves at a start was there before the last one.
+func (h *host) startedSince(boot Boot) (bool, error) {
+	var paths []string
+	for _, file := range boot.Files {
+		paths = append(paths, h.root+file.Path)
+	}
+
+	for _, image := range boot.Images {
+		if _, has := image.Rules[filepath.Base(rulePath)]; has {
+			paths = append(paths, h.root+image.Path)
+		}
+	}
+
+	return uptime.StartedSince(h.bus.Root+uptime.StatFile, paths)
 }
 
 // readAliases reads the drivers of the kernel that runs, or below a root of those that are installed.
