@@ -156,7 +156,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeInitramfs:        "making the initramfs failed; files and images are as they were",
 		CodeReadOnly:         "sysfs or the files cannot be written",
 		CodeForeignFile:      "a file of the name that this module uses was written by somebody else",
-		CodeBind:             "a function did not change its driver; all of the card have those that they had, and what is prepared for the next start stays",
+		CodeBind:             "a function did not change its driver; all of the card have those that they had; the hint says what the next start of the host does",
 	},
 	Normalize: normalize,
 	Open:      open,

@@ -27,7 +27,6 @@ type (
 		Rule    string            `json:"rule,omitempty"` // what the images are to have of it; empty: no rule
 		Modules []string          `json:"modules,omitempty"`
 		Folders []string          `json:"folders,omitempty"` // to be recorded: they are made for the files
-		Gone    []string          `json:"gone,omitempty"`    // not to be known any more
 	}
 	// sweep removes what a run that was killed has left.
 	sweep struct {
@@ -47,7 +46,8 @@ type (
 	}
 	// forget removes the records.
 	forget struct {
-		Addresses []string `json:"addresses"`
+		Addresses []string `json:"addresses,omitempty"`
+		Folders   []string `json:"folders,omitempty"`
 	}
 )
 
@@ -86,6 +86,8 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	if err != nil {
 		return planned, err
 	}
+
+	addForgetFolders(&planned)
 
 	// To take something back is no reason to move what stays.
 	if args.State == "present" {
@@ -586,7 +588,7 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 	step.Before, step.After = plainFiles(current.Boot.Files), plainFiles(files)
 
 	planned.After.Boot.Files, planned.After.Boot.StartedSince = files, false
-	planned.After.Folders = slices.DeleteFunc(append(slices.Clone(current.Folders), do.Folders...), func(folder string) bool { return slices.Contains(do.Gone, folder) })
+	planned.After.Folders = append(slices.Clone(current.Folders), do.Folders...)
 	planned.After.Boot.NoFolders = slices.DeleteFunc(slices.Clone(current.Boot.NoFolders), func(folder string) bool { return slices.Contains(do.Folders, folder) })
 
 	for i := range planned.After.Boot.Images {
@@ -608,10 +610,7 @@ func (p *prepare) change(current State, path string, before, after *ownfile.File
 	made := known || slices.Contains(current.Boot.NoFolders, folder)
 	p.Changes = append(p.Changes, ownfile.Change{Path: path, Before: before, After: after, MadeFolder: made})
 
-	switch {
-	case after == nil && known && !slices.Contains(p.Gone, folder):
-		p.Gone = append(p.Gone, folder)
-	case after != nil && made && !known && !slices.Contains(p.Folders, folder):
+	if after != nil && made && !known && !slices.Contains(p.Folders, folder) {
 		p.Folders = append(p.Folders, folder)
 	}
 }
@@ -985,6 +984,24 @@ func addForget(planned *plan.Plan[State], card string, records []Record) {
 
 	planned.Add(plan.Delete, fmt.Sprintf("record of card %s", card), do, "")
 	planned.After.Records = slices.DeleteFunc(planned.After.Records, func(record Record) bool { return slices.Contains(do.Addresses, record.Address) })
+}
+
+// addForgetFolders forgets the folders in which nothing of ours is any more.
+func addForgetFolders(planned *plan.Plan[State]) {
+	var gone []string
+
+	for _, folder := range planned.After.Folders {
+		if !slices.ContainsFunc(planned.After.Boot.Files, func(file ownfile.File) bool { return filepath.Dir(file.Path) == folder }) {
+			gone = append(gone, folder)
+		}
+	}
+
+	if gone == nil {
+		return
+	}
+
+	planned.Add(plan.Delete, "record of folders that were made", forget{Folders: gone}, "(%s)", strings.Join(gone, ", "))
+	planned.After.Folders = slices.DeleteFunc(slices.Clone(planned.After.Folders), func(folder string) bool { return slices.Contains(gone, folder) })
 }
 
 // rebootReasons says why the host has to start again before it is as wanted; nothing when it is.

@@ -101,13 +101,21 @@ type host struct {
 	args Args
 	root string   // of the files
 	bus  vfio.Bus // the hardware; its root is that of sysfs and /proc
-	// fault fails a write of a file, in tests.
+	// fault fails a write of a file, and tool is the program that makes an initramfs, in tests.
 	fault func(path string) error
+	tool  func(program string, args ...string) ([]byte, error)
 }
 
-func (h *host) store() record.Store { return record.Open(h.root+record.DefaultRoot, "gpu_vfio") }
+func (h *host) store() record.Store {
+	store := record.Open(h.root+record.DefaultRoot, "gpu_vfio")
+	store.Fault = h.fault
 
-func (h *host) tree() initramfs.Tree { return initramfs.Tree{Root: h.root} }
+	return store
+}
+
+func (h *host) tree() initramfs.Tree {
+	return initramfs.Tree{Root: h.root, Fault: h.fault, Tool: h.tool}
+}
 
 func (h *host) reader() pci.Reader {
 	return pci.Reader{Root: h.bus.Root, WithoutUsers: !h.args.live()}

@@ -279,7 +279,7 @@ failure:
     code:
       description:
         - The kind of failure.
-        - C(bind_failed) - a function did not change its driver; all of the card have those that they had, and what is prepared for the next start stays.
+        - C(bind_failed) - a function did not change its driver; all of the card have those that they had; the hint says what the next start of the host does.
         - C(boot_display) - the host's display is on the card.
         - C(conflict) - somebody else changed the object while this task did.
         - C(failed) - a step was refused; msg has the reason.

@@ -191,14 +191,9 @@ func forRecovery(line []string) bool {
 
 // grubbyEntries reads what grubby(8) prints: a line args="..." for each kernel.
 func (r Reader) grubbyEntries(ctx context.Context) ([]Entry, error) {
-	command, err := r.Tree.Command(ctx, "grubby", "--info=ALL")
+	out, err := r.Tree.Output(ctx, "grubby", "--info=ALL")
 	if err != nil {
 		return nil, err
-	}
-
-	out, err := command.Output()
-	if err != nil {
-		return nil, fmt.Errorf("grubby --info=ALL: %w", err)
 	}
 
 	var entries []Entry
@@ -430,7 +425,7 @@ func (r Reader) grubMkconfig(ctx context.Context) error {
 		}
 	}
 
-	return initramfs.RunToEnd(command)
+	return r.Tree.RunToEnd(command)
 }
 
 // kernelInstall makes the entries of all installed kernels anew.
