@@ -54,14 +54,22 @@ type Original struct {
 	Base []string `json:"base,omitempty"`
 }
 
-type host struct{ args Args }
+type host struct {
+	args Args
+	// fault fails a write, and tool is in the place of the boot loaders' tools, in tests.
+	fault func(path string) error
+	tool  func(program string, args ...string) ([]byte, error)
+}
 
 func (h *host) store() record.Store {
-	return record.Open(h.args.root()+record.DefaultRoot, "kernel_cmdline")
+	store := record.Open(h.args.root()+record.DefaultRoot, "kernel_cmdline")
+	store.Fault = h.fault
+
+	return store
 }
 
 func (h *host) reader() bootloader.Reader {
-	reader := bootloader.Reader{Tree: initramfs.Tree{Root: h.args.root()}}
+	reader := bootloader.Reader{Tree: initramfs.Tree{Root: h.args.root(), Tool: h.tool}}
 	if h.args.root() == "" {
 		reader.Sys = "/sys"
 	}
