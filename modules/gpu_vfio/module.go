@@ -114,6 +114,7 @@ const (
 	CodeNoInitramfs      ansible.Code = "no_initramfs"
 	CodeInitramfs        ansible.Code = "initramfs_failed"
 	CodeReadOnly         ansible.Code = "read_only"
+	CodeContained        ansible.Code = "contained"
 	CodeForeignFile      ansible.Code = "foreign_file"
 	CodeBind             ansible.Code = "bind_failed"
 )
@@ -155,6 +156,7 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeNoInitramfs:      "nobody is found who makes the initramfs, or it has no image",
 		CodeInitramfs:        "making the initramfs failed; files and images are as they were",
 		CodeReadOnly:         "sysfs or the files cannot be written",
+		CodeContained:        "it runs in a container from where the host's processes cannot be seen, and a card would have to change its driver now",
 		CodeForeignFile:      "a file of the name that this module uses was written by somebody else",
 		CodeBind:             "a function did not change its driver; all of the card have those that they had; the hint says what the next start of the host does",
 	},

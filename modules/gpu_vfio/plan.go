@@ -784,8 +784,8 @@ func addBinds(args Args, current State, targets []target, planned *plan.Plan[Sta
 			continue
 		}
 
-		if current.PCI.ReadOnly {
-			return readOnlySysfs()
+		if err := checkMoves(&current.PCI); err != nil {
+			return err
 		}
 
 		object := "card " + strings.Join(cards, " and ")
@@ -833,8 +833,19 @@ func shareGroups(system *pci.System, targets []target) [][]target {
 	return sets
 }
 
-func readOnlySysfs() error {
-	return ansible.Fail(CodeReadOnly, "run it on the host itself: a container is not given the right; or set apply_now: false and restart the host", "sysfs cannot be written, so no function can change its driver now")
+// checkMoves refuses to have drivers changed from within a container: without the right, or with it and no sight of who uses
+// the host's cards.
+func checkMoves(system *pci.System) error {
+	const hint = "run it on the host itself, not in a container; or set apply_now: false and restart the host"
+
+	switch {
+	case system.ReadOnly:
+		return ansible.Fail(CodeReadOnly, hint, "sysfs cannot be written, so no function can change its driver now")
+	case system.Contained:
+		return ansible.Fail(CodeContained, hint, "this is a container with processes of its own: who uses a card on the host cannot be seen, so no function may change its driver now")
+	}
+
+	return nil
 }
 
 func describeMoves(moves []vfio.Move) string {
@@ -931,8 +942,8 @@ func addReleases(args Args, current State, targets []target, planned *plan.Plan[
 		}
 
 		if do.Moves != nil {
-			if current.PCI.ReadOnly {
-				return readOnlySysfs()
+			if err := checkMoves(&current.PCI); err != nil {
+				return err
 			}
 
 			step := planned.Add(plan.Change, fmt.Sprintf("card %s", card), do, "(%s)", describeMoves(do.Moves))

@@ -282,6 +282,7 @@ failure:
         - C(bind_failed) - a function did not change its driver; all of the card have those that they had; the hint says what the next start of the host does.
         - C(boot_display) - the host's display is on the card.
         - C(conflict) - somebody else changed the object while this task did.
+        - C(contained) - it runs in a container from where the host's processes cannot be seen, and a card would have to change its driver now.
         - C(failed) - a step was refused; msg has the reason.
         - C(foreign_file) - a file of the name that this module uses was written by somebody else.
         - C(held_by_driver) - nobody uses the card, and its driver would not let go of it, as NVIDIA's in persistence mode.

@@ -19,6 +19,9 @@ type System struct {
 	Drivers []string `json:"drivers,omitempty"`
 	// ReadOnly tells that sysfs cannot be written, as in a container.
 	ReadOnly bool `json:"read_only,omitempty"`
+	// Contained tells that the host's processes cannot be seen, as in a container with processes of its own: who uses a device is
+	// not known.
+	Contained bool `json:"contained,omitempty"`
 	// VFIOGroups are the IOMMU groups that have a node for VFIO, /dev/vfio/GROUP.
 	VFIOGroups []string `json:"vfio_groups,omitempty"`
 }
