@@ -434,22 +434,23 @@ func checkCards(args Args, current *State, cards []string) error {
 	return nil
 }
 
-// leftover counts the GPUs with a display that stay with the host.
+// leftover counts the GPUs with a display that the host has and keeps, and those that it gets back.
 func leftover(args Args, current *State, cards []string) int {
 	var taken []string
 	for _, card := range cards {
 		taken = append(taken, members(args, &current.PCI, card)...)
 	}
 
-	left := 0
+	after := current.PCI
+	after.Devices = slices.Clone(after.Devices)
 
-	for _, address := range current.PCI.GPUs() {
-		if current.PCI.Device(address).IsDisplay() && !slices.Contains(taken, address) {
-			left++
+	for i := range after.Devices {
+		if record := current.record(after.Devices[i].Address); record != nil && record.is(&after.Devices[i]) {
+			after.Devices[i].Driver = record.Driver
 		}
 	}
 
-	return left
+	return len(slices.DeleteFunc(vfio.Displays(&after), func(address string) bool { return slices.Contains(taken, address) }))
 }
 
 // checkFiles refuses what the files stand against.

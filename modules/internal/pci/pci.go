@@ -156,12 +156,17 @@ func (s System) IsCard(address string) bool {
 	}
 
 	vendor, _, _ := strings.Cut(device.ID, ":")
+
+	return !s.OfProcessor(address) && slices.Contains(cardMakers[device.Class[:2]], vendor)
+}
+
+// OfProcessor tells what is part of the processor's chip.
+func (s System) OfProcessor(address string) bool {
 	domain, rest, _ := strings.Cut(address, ":")
-	ofProcessor := domain == "0000" && strings.HasPrefix(rest, "00:") || slices.ContainsFunc(s.Functions(Slot(address)), func(other string) bool {
+
+	return domain == "0000" && strings.HasPrefix(rest, "00:") || slices.ContainsFunc(s.Functions(Slot(address)), func(other string) bool {
 		return strings.HasPrefix(s.Device(other).Class, classSecurity)
 	})
-
-	return !ofProcessor && slices.Contains(cardMakers[device.Class[:2]], vendor)
 }
 
 // Kind says in words what a device is.

@@ -219,6 +219,17 @@ func ShowsHost(device pci.Device) string {
 	return ""
 }
 
+// Displays gives the GPUs that a desktop can show itself on: those that answer, are with the host, and are no management
+// controller's, whose screen is in a browser somewhere else.
+func Displays(system *pci.System) []string {
+	return slices.DeleteFunc(system.GPUs(), func(address string) bool {
+		device := system.Device(address)
+		local := system.IsCard(address) || system.OfProcessor(address)
+
+		return !device.IsDisplay() || device.Lost || pci.IsVFIO(device.Driver) || device.PhysFn != "" || !local
+	})
+}
+
 func checkDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
 	if wish.AllowBootDisplay {
 		return nil
