@@ -183,7 +183,7 @@ func (h *host) bind(ctx context.Context, do bind) error {
 	for _, move := range do.Moves {
 		err := h.bus.Load(ctx, move.Driver, move.Driver)
 		if err != nil {
-			return ansible.Fail(CodeNoDriver, bindHint(do, noDriverHint), "%w", err)
+			return ansible.Fail(CodeNoDriver, bindHint(do, vfio.NoDriverHint), "%w", err)
 		}
 	}
 
@@ -204,8 +204,6 @@ func (h *host) bind(ctx context.Context, do bind) error {
 
 	return nil
 }
-
-const noDriverHint = "install the kernel's package with extra modules, or name another driver"
 
 // lookAgain has the task plan again when somebody has come to need what is to move: to make the initramfs takes minutes, and
 // the kernel would take the functions from under them. The plan then says who it is.

@@ -193,7 +193,7 @@ func wantedModules(targets []target) []string {
 	var modules []string
 
 	for _, each := range targets {
-		if name := hyphens(each.wanted); !slices.Contains(modules, name) {
+		if name := vfio.ModuleName(each.wanted); !slices.Contains(modules, name) {
 			modules = append(modules, name)
 		}
 	}

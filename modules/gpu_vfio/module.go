@@ -129,6 +129,9 @@ var codes = map[vfio.Kind]ansible.Code{
 	vfio.BootDisplay:      CodeBootDisplay,
 	vfio.InUse:            CodeInUse,
 	vfio.HeldByDriver:     CodeHeld,
+	vfio.NotFound:         CodeNotFound,
+	vfio.NotGPU:           CodeNotGPU,
+	vfio.LastDisplay:      CodeLastDisplay,
 }
 
 // Module is gpu_vfio.
@@ -214,7 +217,7 @@ func normalize(args *Args) error {
 // driverName spells a driver as the kernel does: vfio-pci, whose module is vfio_pci, is the one with a hyphen; variants have the
 // names of their modules (KBUILD_MODNAME). driver_override of another spelling matches nothing.
 func driverName(name string) string {
-	if hyphens(name) == vfio.DefaultDriver {
+	if vfio.ModuleName(name) == vfio.DefaultDriver {
 		return vfio.DefaultDriver
 	}
 

@@ -265,45 +265,11 @@ func guarded(boot Boot, card string) bool {
 
 // findCards gives the GPUs of addresses.
 func findCards(addresses []string, current *State) ([]string, error) {
-	for _, address := range addresses {
-		device := current.PCI.Device(address)
-
-		if device == nil {
-			hint := "its GPUs are: " + describeAll(&current.PCI, current.PCI.GPUs())
-			if meant := pci.MisreadDecimal(address); current.PCI.Device(meant) != nil && current.PCI.Device(meant).IsGPU() {
-				hint = fmt.Sprintf("PCI addresses are hexadecimal: if %s was read as decimal, it is %s; %s", address, meant, hint)
-			}
-
-			return nil, ansible.Fail(CodeNotFound, hint, "the host has no PCI device %s", address)
-		}
-
-		if !device.IsGPU() {
-			hint := "its GPUs are: " + describeAll(&current.PCI, current.PCI.GPUs())
-
-			for _, other := range current.PCI.Functions(pci.Slot(address)) {
-				if current.PCI.Device(other).IsGPU() {
-					hint = "give the card by its GPU, " + other + "; all functions of it go along"
-				}
-			}
-
-			return nil, ansible.Fail(CodeNotGPU, hint, "%s is no GPU", vfio.Describe(&current.PCI, address))
-		}
+	if refusal := vfio.Find(&current.PCI, addresses); refusal != nil {
+		return nil, ansible.Fail(codes[refusal.Kind], refusal.Hint, "%s", refusal.Reason)
 	}
 
 	return addresses, nil
-}
-
-func describeAll(system *pci.System, addresses []string) string {
-	var texts []string
-	for _, address := range addresses {
-		texts = append(texts, vfio.Describe(system, address))
-	}
-
-	if texts == nil {
-		return "none"
-	}
-
-	return strings.Join(texts, ", ")
 }
 
 // selectCards picks cards: those that are reserved already first, so that a second run picks the same.
@@ -324,7 +290,7 @@ func selectCards(args Args, current *State) ([]string, error) {
 	}
 
 	if candidates == nil && args.Select.ID != "" {
-		return nil, ansible.Fail(CodeNotFound, "its GPUs are: "+describeAll(&current.PCI, current.PCI.GPUs()), "the host has no GPU %q that may be reserved", args.Select.ID)
+		return nil, ansible.Fail(CodeNotFound, "its GPUs are: "+vfio.DescribeAll(&current.PCI, current.PCI.GPUs()), "the host has no GPU %q that may be reserved", args.Select.ID)
 	}
 
 	if args.Select.Count == nil {
@@ -351,7 +317,7 @@ func selectCards(args Args, current *State) ([]string, error) {
 
 	if len(picked) < *args.Select.Count {
 		if reasons == nil {
-			reasons = []string{"its GPUs are: " + describeAll(&current.PCI, current.PCI.GPUs())}
+			reasons = []string{"its GPUs are: " + vfio.DescribeAll(&current.PCI, current.PCI.GPUs())}
 		}
 
 		return nil, ansible.Fail(CodeTooFew, "", "%d of the %d cards asked for can be reserved: %s", len(picked), *args.Select.Count, strings.Join(reasons, "; "))
@@ -427,8 +393,9 @@ func checkCards(args Args, current *State, cards []string) error {
 	}
 
 	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
-		return ansible.Fail(CodeLastDisplay, "keep one GPU for the desktop (the processor's own is enough), switch the display manager off, or set allow_boot_display: true",
-			"the host is a desktop with a display manager, and no GPU would be left for it: %s", describeAll(&current.PCI, cards))
+		refusal := vfio.NoneLeft(&current.PCI, cards)
+
+		return ansible.Fail(codes[refusal.Kind], refusal.Hint, "%s", refusal.Reason)
 	}
 
 	return nil
@@ -492,8 +459,8 @@ func checkDrivers(args Args, current State, targets []target) error {
 
 	for _, each := range targets {
 		loaded := args.live() && slices.Contains(current.PCI.Drivers, each.wanted)
-		if !loaded && slices.Contains(current.Missing, hyphens(each.wanted)) {
-			return ansible.Fail(CodeNoDriver, noDriverHint, "%s is to have driver %q, and %s", each.Address, each.wanted, kernel)
+		if !loaded && slices.Contains(current.Missing, vfio.ModuleName(each.wanted)) {
+			return ansible.Fail(CodeNoDriver, vfio.NoDriverHint, "%s is to have driver %q, and %s", each.Address, each.wanted, kernel)
 		}
 	}
 

@@ -151,12 +151,10 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
-	_, err = os.Lstat(h.root + "/etc/systemd/system/display-manager.service")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return state, fmt.Errorf("looking for a display manager: %w", err)
+	state.Desktop, err = vfio.HasDesktop(h.root)
+	if err != nil {
+		return state, err
 	}
-
-	state.Desktop = err == nil
 
 	state.Boot, err = h.readBoot(ctx, state.Aliases)
 	if err == nil && h.args.root() == "" {
@@ -224,29 +222,19 @@ func (h *host) readMissing(aliases []vfio.Alias) ([]string, error) {
 	asked := false
 
 	for _, release := range releases {
-		installed, known, err := h.tree().Installed(release)
+		lacking, known, err := vfio.Missing(h.tree(), release, moduleNames(h.args, aliases))
 		if err != nil {
-			return nil, fmt.Errorf("reading which modules kernel %s has: %w", release, err)
+			return nil, err
 		}
 
 		if !known {
 			continue
 		}
 
-		lacking := []string{}
-
-		for _, module := range moduleNames(h.args, aliases) {
-			builtIn, err := h.tree().BuiltIn(release, module)
-			if err != nil {
-				return nil, fmt.Errorf("reading what is built into kernel %s: %w", release, err)
-			}
-
-			if module != iommuModule && !builtIn && !installed[module] && (!asked || slices.Contains(missing, module)) {
-				lacking = append(lacking, module)
-			}
-		}
-
-		missing, asked = lacking, true
+		missing = slices.DeleteFunc(lacking, func(module string) bool {
+			return module == iommuModule || asked && !slices.Contains(missing, module)
+		})
+		asked = true
 	}
 
 	slices.Sort(missing)
@@ -323,18 +311,15 @@ func moduleNames(args Args, aliases []vfio.Alias) []string {
 	names := []string{vfio.DefaultDriver, iommuModule}
 
 	for _, alias := range aliases {
-		names = append(names, hyphens(alias.Module))
+		names = append(names, vfio.ModuleName(alias.Module))
 	}
 
 	if args.Driver != "auto" {
-		names = append(names, hyphens(args.Driver))
+		names = append(names, vfio.ModuleName(args.Driver))
 	}
 
 	return names
 }
-
-// hyphens gives the one spelling of a module's name that is compared: the kernel's tools take - and _ for the same.
-func hyphens(module string) string { return strings.ReplaceAll(module, "_", "-") }
 
 func (h *host) readBoot(ctx context.Context, aliases []vfio.Alias) (Boot, error) {
 	tree := h.tree()
@@ -402,13 +387,6 @@ func (h *host) look(ctx context.Context, image *initramfs.Image, modules []strin
 		return err
 	}
 
-	installed, known, err := h.tree().Installed(image.Release)
-	if err != nil {
-		return fmt.Errorf("reading which modules kernel %s has: %w", image.Release, err)
-	}
-
-	image.Lacking = nil
-
 	for _, module := range modules {
 		builtIn, err := h.tree().BuiltIn(image.Release, module)
 		if err != nil {
@@ -418,11 +396,11 @@ func (h *host) look(ctx context.Context, image *initramfs.Image, modules []strin
 		if builtIn && !slices.Contains(image.Modules, module) {
 			image.Modules = append(image.Modules, module)
 		}
-
-		if known && !builtIn && !installed[module] && !slices.Contains(image.Lacking, module) {
-			image.Lacking = append(image.Lacking, module)
-		}
 	}
 
-	return nil
+	lacking, _, err := vfio.Missing(h.tree(), image.Release, modules)
+	slices.Sort(lacking)
+	image.Lacking = slices.Compact(lacking)
+
+	return err
 }

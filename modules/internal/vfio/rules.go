@@ -27,6 +27,14 @@ const (
 	HeldByDriver     Kind = "held_by_driver"
 )
 
+// Reasons that are not of a card by itself.
+const (
+	NotFound    Kind = "not_found"
+	NotGPU      Kind = "not_gpu"
+	LastDisplay Kind = "last_display"
+	NoDriver    Kind = "no_driver"
+)
+
 // byGravity has them in this order.
 var byGravity = []Kind{IOMMUOffFirmware, IOMMUOffKernel, Lost, VirtualFunctions, NotIsolated, BootDisplay, InUse, HeldByDriver}
 
