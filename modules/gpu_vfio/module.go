@@ -132,6 +132,7 @@ var codes = map[vfio.Kind]ansible.Code{
 	vfio.NotFound:         CodeNotFound,
 	vfio.NotGPU:           CodeNotGPU,
 	vfio.LastDisplay:      CodeLastDisplay,
+	vfio.NoDriver:         CodeNoDriver,
 }
 
 // Module is gpu_vfio.

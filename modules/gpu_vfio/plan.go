@@ -64,10 +64,6 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	err = checkFiles(args, current, targets)
-	if err == nil && args.State == "present" {
-		err = checkDrivers(args, current, targets)
-	}
-
 	if err != nil {
 		return planned, err
 	}
@@ -304,7 +300,10 @@ func selectCards(args Args, current *State) ([]string, error) {
 	var picked, reasons []string
 
 	for _, address := range candidates {
-		refusals := vfio.Check(&current.PCI, address, wishOf(args, current, nil))
+		// That the IOMMU is off says nothing of which cards are meant.
+		refusals := slices.DeleteFunc(vfio.Check(&current.PCI, address, wishOf(args, current, nil)), func(refusal vfio.Refusal) bool {
+			return refusal.Kind == vfio.IOMMUOffKernel || refusal.Kind == vfio.IOMMUOffFirmware
+		})
 
 		switch {
 		case len(picked) == *args.Select.Count:
@@ -380,6 +379,12 @@ func checkCards(args Args, current *State, cards []string) error {
 		}
 	}
 
+	all = append(all, checkDrivers(args, current, cards)...)
+
+	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
+		all = append(all, vfio.NoneLeft(&current.PCI, cards))
+	}
+
 	// The gravest of all cards decides: nobody may restart the host for a card that is held while another is in use.
 	slices.SortStableFunc(all, func(a, b vfio.Refusal) int { return vfio.CompareGravity(a.Kind, b.Kind) })
 
@@ -390,12 +395,6 @@ func checkCards(args Args, current *State, cards []string) error {
 		}
 
 		return ansible.Fail(codes[all[0].Kind], all[0].Hint, "%s", strings.Join(reasons, "; "))
-	}
-
-	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
-		refusal := vfio.NoneLeft(&current.PCI, cards)
-
-		return ansible.Fail(codes[refusal.Kind], refusal.Hint, "%s", refusal.Reason)
 	}
 
 	return nil
@@ -451,16 +450,18 @@ func checkFiles(args Args, current State, targets []target) error {
 
 // checkDrivers refuses drivers that are not there, before anything is written: a function that is set to one has no driver at
 // all from the next start on, of the host's or another.
-func checkDrivers(args Args, current State, targets []target) error {
+func checkDrivers(args Args, current *State, cards []string) []vfio.Refusal {
 	kernel := "no kernel that is installed has it"
 	if args.live() {
 		kernel = "the kernel that runs does not have it"
 	}
 
-	for _, each := range targets {
+	for _, each := range makeTargets(args, current, cards) {
 		loaded := args.live() && slices.Contains(current.PCI.Drivers, each.wanted)
 		if !loaded && slices.Contains(current.Missing, vfio.ModuleName(each.wanted)) {
-			return ansible.Fail(CodeNoDriver, vfio.NoDriverHint, "%s is to have driver %q, and %s", each.Address, each.wanted, kernel)
+			return []vfio.Refusal{{
+				Kind: vfio.NoDriver, Reason: fmt.Sprintf("%s is to have driver %q, and %s", each.Address, each.wanted, kernel), Hint: vfio.NoDriverHint,
+			}}
 		}
 	}
 
