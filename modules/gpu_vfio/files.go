@@ -121,6 +121,8 @@ func renderGuard(address, card string) string {
 func renderUnit(targets []target) string {
 	script := ""
 
+	var drivers []string
+
 	for _, card := range byCard(targets) {
 		shown := ""
 		if !card[0].display {
@@ -132,6 +134,10 @@ func renderUnit(targets []target) string {
 		for _, each := range card {
 			if !each.builtIn() {
 				continue
+			}
+
+			if !slices.Contains(drivers, each.wanted) {
+				drivers = append(drivers, each.wanted)
 			}
 
 			vendor, device, _ := strings.Cut(each.ID, ":")
@@ -159,9 +165,18 @@ Conflicts=shutdown.target
 [Service]
 Type=oneshot
 TimeoutStartSec=30
-ExecStartPre=-modprobe vfio-pci
-ExecStart=/bin/sh -c '` + functions + strings.TrimSuffix(script, "; ") + `'
+` + loadLines(drivers) + `ExecStart=/bin/sh -c '` + functions + strings.TrimSuffix(script, "; ") + `'
 `
+}
+
+// loadLines has a unit load drivers. One that is part of the kernel cannot be, which is no failure.
+func loadLines(drivers []string) string {
+	text := ""
+	for _, driver := range drivers {
+		text += "ExecStartPre=-modprobe " + driver + "\n"
+	}
+
+	return text
 }
 
 // renderFiles gives all files that are to be there.

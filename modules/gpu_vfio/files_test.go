@@ -31,6 +31,16 @@ func TestOnlyBuiltInDriversNeedAUnit(t *testing.T) {
 	assert.Contains(t, renderUnit(builtIn("xhci_hcd", "")), "shown 0000:02:00.0 || move 0000:02:00.2 /sys/devices/pci0000:00/0000:02:00.2 0x10de 0x1ad6 vfio-pci")
 }
 
+// TestTheUnitLoadsEveryDriver: who is unbound for a driver that is not there is with nobody.
+func TestTheUnitLoadsEveryDriver(t *testing.T) {
+	targets := builtIn("xhci_hcd", "")
+	targets[0].Module, targets[0].wanted = "", "nvgrace_gpu_vfio_pci"
+	unit := renderUnit(targets)
+
+	assert.Contains(t, unit, "ExecStartPre=-modprobe nvgrace_gpu_vfio_pci\nExecStartPre=-modprobe vfio-pci\nExecStart=")
+	assert.Contains(t, renderUnit(builtIn("xhci_hcd", "")), "TimeoutStartSec=30\nExecStartPre=-modprobe vfio-pci\nExecStart=")
+}
+
 // unitScript is what systemd gives to the shell.
 func unitScript(t *testing.T, root string) string {
 	t.Helper()
