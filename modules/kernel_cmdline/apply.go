@@ -67,7 +67,7 @@ func (h *host) undo(ctx context.Context, do change, made bool) error {
 		return err
 	}
 
-	return h.reader().Refresh(ctx, do.Loader, do.Remove, do.Add)
+	return h.reader().Refresh(ctx, do.Loader, do.Remove, without(do.Add, do.Own))
 }
 
 // asBefore looks whether nothing is left of a change, also where putting it back has failed: so it is with a tool that fails
@@ -85,7 +85,7 @@ func (h *host) asBefore(ctx context.Context, do change) bool {
 		return false // what its entries had is not known here
 	}
 
-	return len(lacks(entries, do.Remove, do.Add)) == 0
+	return len(lacks(entries, do.Remove, without(do.Add, do.Own))) == 0
 }
 
 // refresh also looks whether the entries have become what they were to be. It tells whether the tool made some.

@@ -101,6 +101,10 @@ func (b *bench) tool(program string, args ...string) ([]byte, error) {
 		return []byte(out), err
 	}
 
+	if program == "proxmox-boot-tool" && args[0] == "status" {
+		return []byte("AB is configured with: uefi (versions: 1)\n"), nil
+	}
+
 	err := b.write(program)
 	if b.broken {
 		err = errInjected
@@ -290,4 +294,36 @@ func TestAToolThatFailsAlwaysLeavesNothing(t *testing.T) {
 		b.broken = false
 		require.NotContains(t, b.run(t, "present"), "failed")
 	}
+}
+
+// TestWhatOneEntryHadStays: grubby keeps a line for each kernel, and somebody had the parameter for one of them.
+func TestWhatOneEntryHadStays(t *testing.T) {
+	b := newBench(t, bootloader.Grubby)
+	b.put(t, map[string]string{grubbyStore: "root=UUID=1 ro quiet\nroot=UUID=1 ro iommu=pt quiet\n"})
+
+	result := b.run(t, "present")
+	require.NotContains(t, result, "failed", "%v", result)
+	assert.Contains(t, fmt.Sprint(result["warnings"]), "some entries of grubby have iommu=pt by themselves")
+	assert.Equal(t, false, b.run(t, "present")["changed"])
+
+	require.NotContains(t, b.run(t, "absent"), "failed")
+
+	text, err := os.ReadFile(b.root + grubbyStore)
+	require.NoError(t, err)
+	assert.Equal(t, "root=UUID=1 ro iommu=pt quiet\nroot=UUID=1 ro iommu=pt quiet\n", string(text))
+	assert.NoDirExists(t, b.root+"/var/lib/thinkube")
+
+	// When the tool fails, nor is it taken from that one.
+	b = newBench(t, bootloader.Grubby)
+	b.put(t, map[string]string{grubbyStore: "root=UUID=1 ro quiet\nroot=UUID=1 ro iommu=pt quiet\n"})
+	b.failAt, b.late = 4, true // two records before it: of the name, of intel_iommu=on; and that of quiet
+
+	result = b.run(t, "present")
+	require.Equal(t, true, result["failed"])
+	assert.Contains(t, result["msg"], "grubby --update-kernel=ALL")
+
+	text, err = os.ReadFile(b.root + grubbyStore)
+	require.NoError(t, err)
+	assert.Contains(t, string(text), "iommu=pt")
+	assert.NotContains(t, string(text), "intel_iommu=on")
 }
