@@ -85,7 +85,14 @@ const (
 
 // Read gets lines, file and records.
 func (h *host) Read(ctx context.Context) (State, error) {
-	state := State{Found: h.reader().Find()}
+	var state State
+
+	var err error
+
+	state.Found, err = h.reader().Find(ctx)
+	if err != nil {
+		return state, err
+	}
 
 	running, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
