@@ -259,3 +259,16 @@ func TestAFailureToRemoveLeftovers(t *testing.T) {
 	assert.Equal(t, before, b.everything(t))
 	assert.NotContains(t, b.run(t, map[string]any{"devices": []string{"02:00.0"}}), "failed")
 }
+
+// TestAGeneratorThatIsNotThereChangesNothing: its functions are, and the program is not.
+func TestAGeneratorThatIsNotThereChangesNothing(t *testing.T) {
+	b := newFullBench(t, "initramfs-tools")
+	require.NoError(t, os.Remove(b.files+"/usr/sbin/update-initramfs"))
+
+	before := b.everything(t)
+
+	result := b.run(t, map[string]any{"devices": []string{"02:00.0"}})
+	assert.Equal(t, "initramfs_failed", codeOf(result), "%v", result)
+	assert.Contains(t, result["msg"], "there is no program update-initramfs")
+	assert.Equal(t, before, b.everything(t))
+}
