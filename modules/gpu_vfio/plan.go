@@ -811,7 +811,9 @@ func checkMoves(system *pci.System) error {
 	case system.ReadOnly:
 		return ansible.Fail(CodeReadOnly, hint, "sysfs cannot be written, so no function can change its driver now")
 	case system.Contained:
-		return ansible.Fail(CodeContained, hint, "this is a container with processes of its own: who uses a card on the host cannot be seen, so no function may change its driver now")
+		refusal := vfio.OutOfSight()
+
+		return ansible.Fail(CodeContained, refusal.Hint, "%s", refusal.Reason)
 	}
 
 	return nil

@@ -198,7 +198,8 @@ func makeGPU(args Args, read *State, address string) GPU {
 	return gpu
 }
 
-// ofHost tells why a card cannot be reserved for what the host has beside it: no driver for VFIO, or no other GPU for a desktop.
+// ofHost tells why a card cannot be reserved for what the host has beside it: no driver for VFIO, no other GPU for a desktop,
+// or users that cannot be seen.
 func ofHost(args Args, read *State, address string) []Reason {
 	var reasons []Reason
 
@@ -210,6 +211,16 @@ func ofHost(args Args, read *State, address string) []Reason {
 
 			break
 		}
+	}
+
+	toMove := slices.ContainsFunc(members, func(member string) bool {
+		device := read.PCI.Device(member)
+
+		return !device.Bridge && device.Driver != "" && !pci.IsVFIO(device.Driver)
+	})
+	if read.PCI.Contained && toMove {
+		refusal := vfio.OutOfSight()
+		reasons = append(reasons, Reason{string(refusal.Kind), refusal.Reason, refusal.Hint})
 	}
 
 	left := slices.DeleteFunc(vfio.Displays(&read.PCI), func(other string) bool { return slices.Contains(members, other) })

@@ -134,6 +134,10 @@ func TestWhatGpuVfioRefusesIsNotEligible(t *testing.T) {
 	assert.Equal(t, []string{"no_driver", "last_display"}, codesOf(only))
 	assert.False(t, only.Eligible)
 
+	contained := pcitest.New(t, pcitest.Card("0000:01:00", "6")...)
+	contained.Link(t, "/proc/self/ns/pid", "pid:[4026532281]")
+	assert.Equal(t, []string{"contained"}, codesOf(values(t, contained, Args{}).GPUs[0]), "who uses it cannot be seen")
+
 	two := pcitest.TwoCards(t)
 	two.Put(t, "/etc/systemd/system/display-manager.service", "")
 	assert.Empty(t, codesOf(values(t, two, Args{}).GPUs[1]), "the processor's own is left")

@@ -64,6 +64,14 @@ func NoneLeft(system *pci.System, cards []string) Refusal {
 	}
 }
 
+// OutOfSight is why nothing may be moved from within a container that does not see the host's processes.
+func OutOfSight() Refusal {
+	return Refusal{
+		Contained, "this is a container with processes of its own: who uses a card on the host cannot be seen, so no function may change its driver now",
+		"run it on the host itself, not in a container; or set apply_now: false and restart the host",
+	}
+}
+
 // NoDriverHint says what to do about a driver that is not there.
 const NoDriverHint = "install the kernel's package with extra modules, or name another driver"
 

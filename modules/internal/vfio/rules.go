@@ -33,6 +33,7 @@ const (
 	NotGPU      Kind = "not_gpu"
 	LastDisplay Kind = "last_display"
 	NoDriver    Kind = "no_driver"
+	Contained   Kind = "contained"
 )
 
 // byGravity has them so that those come first which no restart of the host mends.
