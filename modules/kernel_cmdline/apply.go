@@ -92,7 +92,7 @@ func (h *host) asBefore(ctx context.Context, do change) bool {
 func (h *host) refresh(ctx context.Context, do change) (made bool, err error) {
 	err = h.reader().Refresh(ctx, do.Loader, do.Add, do.Remove)
 	if err != nil {
-		return false, err
+		return errors.Is(err, bootloader.ErrPartly), err
 	}
 
 	entries, err := h.reader().Entries(ctx, do.Loader)

@@ -4,6 +4,7 @@ package kernelcmdline
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -102,6 +103,10 @@ func (b *bench) tool(program string, args ...string) ([]byte, error) {
 	}
 
 	if program == "proxmox-boot-tool" && args[0] == "status" {
+		if _, err := os.Stat(b.root + "/boot/grub/grub.cfg"); err == nil {
+			return []byte("AB is configured with: grub (versions: 1)\n"), nil
+		}
+
 		return []byte("AB is configured with: uefi (versions: 1)\n"), nil
 	}
 
@@ -167,7 +172,7 @@ func (b *bench) make(program string, args []string) error {
 	case "kernel-install":
 		return write("/boot/loader/entries/0a-"+args[1]+".conf", "linux /vmlinuz\noptions "+read("/etc/kernel/cmdline")+"\n")
 	case "proxmox-boot-tool":
-		return write("/efi/cmdline", read("/etc/kernel/cmdline"))
+		return write("/efi/cmdline", cmp.Or(read("/boot/grub/grub.cfg"), read("/etc/kernel/cmdline")))
 	}
 
 	return fmt.Errorf("there is no program %s", program)
@@ -197,6 +202,10 @@ const userLine = "root=UUID=1 ro quiet\n"
 // loaders are trees with each.
 var loaders = map[string]map[string]string{
 	bootloader.GRUB: {"/usr/sbin/grub-mkconfig": "", "/etc/default/grub": "", "/boot/grub/grub.cfg": "\tlinux /vmlinuz " + userLine},
+	"grub by proxmox-boot-tool": {
+		"/usr/sbin/grub-mkconfig": "", "/etc/default/grub": "", "/boot/grub/grub.cfg": "\tlinux /vmlinuz " + userLine, "/usr/sbin/proxmox-boot-tool": "",
+		"/etc/kernel/proxmox-boot-uuids": "ABCD\n", "/etc/kernel/cmdline": userLine, "/efi/cmdline": "linux /vmlinuz " + strings.TrimSpace(userLine),
+	},
 	bootloader.KernelInstall: {
 		"/usr/bin/kernel-install": "", "/etc/machine-id": "0a\n", "/etc/kernel/cmdline": userLine, "/boot/vmlinuz-1": "", "/boot/vmlinuz-2": "", "/lib/modules/1/x": "", "/lib/modules/2/x": "",
 		"/boot/loader/entries/0a-1.conf": "linux /vmlinuz\noptions " + userLine, "/boot/loader/entries/0a-2.conf": "linux /vmlinuz\noptions " + userLine,

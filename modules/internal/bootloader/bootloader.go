@@ -420,6 +420,9 @@ func (r Reader) kernelstub(ctx context.Context, add, remove []string) error {
 	return nil
 }
 
+// ErrPartly marks a failure after which some of the places that the host is started from may have the new entries.
+var ErrPartly = errors.New("not all entries could be made")
+
 // refreshGRUB makes grub.cfg anew, and puts the old one back when that fails.
 func (r Reader) refreshGRUB(ctx context.Context) error {
 	// The second is what grub-mkconfig writes first, and leaves behind when it fails.
@@ -438,6 +441,9 @@ func (r Reader) refreshGRUB(ctx context.Context) error {
 	if err == nil && r.byProxmox() {
 		// The partitions that it fills have files of their own.
 		err = r.Tree.Run(ctx, "proxmox-boot-tool", "refresh")
+		if err != nil {
+			err = fmt.Errorf("%w: %w", ErrPartly, err)
+		}
 	}
 
 	if err != nil {
