@@ -626,7 +626,7 @@ func reportImages(planned *plan.Plan[State], images []initramfs.Image, do prepar
 
 		for _, module := range do.Modules {
 			if do.Rule != "" && slices.Contains(image.Lacking, module) {
-				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s: while it runs, the cards are of no use, to the host neither", image.Release, module)
+				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s: while it runs, the cards are the host's", image.Release, module)
 			}
 		}
 	}
