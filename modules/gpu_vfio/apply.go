@@ -37,43 +37,60 @@ func (h *host) Apply(ctx context.Context, step plan.Step) error {
 	return ansible.Fail(ansible.CodeInternal, "", "unknown step")
 }
 
-// keep writes down what was there before the first change to it.
-func (h *host) keep(records []Record) error {
+// keep writes down what was there before the first change to it: all of it or nothing.
+func (h *host) keep(records []Record, folders []string) error {
+	var err error
+
 	for _, record := range records {
-		err := h.store().Keep(record.Address, record)
-		if err != nil {
-			return err
+		if err == nil {
+			err = h.store().Keep(record.Address, record)
 		}
 	}
 
-	return nil
-}
-
-func (h *host) forget(do forget) error {
-	for _, address := range do.Addresses {
-		err := h.store().Forget(address)
-		if err != nil {
-			return err
-		}
-	}
-
-	return nil
-}
-
-func (h *host) forgetFolders(folders []string) error {
 	for _, folder := range folders {
-		err := h.store().Forget(folderRecord + folder)
-		if err != nil {
-			return err
+		if err == nil {
+			err = h.store().Keep(folderRecord+folder, true)
 		}
 	}
 
+	if err != nil {
+		return joinFailure(err, h.unkeep(records, folders))
+	}
+
 	return nil
+}
+
+// unkeep takes that back.
+func (h *host) unkeep(records []Record, folders []string) error {
+	return h.forget(forget{Addresses: addressesOf(records), Folders: folders})
+}
+
+// forget goes on after an error: each record that is gone is worth having.
+func (h *host) forget(do forget) error {
+	var errs []error
+
+	for _, address := range do.Addresses {
+		errs = append(errs, h.store().Forget(address))
+	}
+
+	for _, folder := range do.Folders {
+		errs = append(errs, h.store().Forget(folderRecord+folder))
+	}
+
+	return errors.Join(errs...)
 }
 
 func (h *host) sweep(do sweep) error {
 	for _, path := range do.Paths {
-		err := os.Remove(h.root + path)
+		var err error
+		if h.fault != nil {
+			err = h.fault(path)
+		}
+
+		if err == nil {
+			err = os.Remove(h.root + path)
+		}
+
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -84,16 +101,9 @@ func (h *host) sweep(do sweep) error {
 
 // prepare writes the files and makes the images again. When that fails, both are as before, and so are the records.
 func (h *host) prepare(ctx context.Context, do prepare) error {
-	err := h.keep(do.Records)
+	err := h.keep(do.Records, do.Folders)
 	if err != nil {
 		return err
-	}
-
-	for _, folder := range do.Folders {
-		err = h.store().Keep(folderRecord+folder, true)
-		if err != nil {
-			return err
-		}
 	}
 
 	writer := ownfile.Writer{Root: h.root, Fault: h.fault}
@@ -107,12 +117,10 @@ func (h *host) prepare(ctx context.Context, do prepare) error {
 	}
 
 	if err != nil {
-		err = joinFailure(err, h.forgetFolders(do.Folders))
-
-		return joinFailure(err, h.forget(forget{Addresses: addressesOf(do.Records)}))
+		return joinFailure(err, h.unkeep(do.Records, do.Folders))
 	}
 
-	return h.forgetFolders(do.Gone)
+	return nil
 }
 
 // joinFailure adds what went wrong with undoing. The first failure's code and hint stay.
@@ -175,7 +183,7 @@ func (h *host) bind(ctx context.Context, do bind) error {
 	for _, move := range do.Moves {
 		err := h.bus.Load(ctx, move.Driver, move.Driver)
 		if err != nil {
-			return ansible.Fail(CodeNoDriver, bindHint(do, noDriverHint), "%w", err)
+			return ansible.Fail(CodeNoDriver, bindHint(do, vfio.NoDriverHint), "%w", err)
 		}
 	}
 
@@ -184,20 +192,18 @@ func (h *host) bind(ctx context.Context, do bind) error {
 		return err
 	}
 
-	err = h.keep(do.Records)
+	err = h.keep(do.Records, nil)
 	if err != nil {
 		return err
 	}
 
 	err = h.bus.Apply(ctx, do.Moves, func() error { return h.checkGroups(do.Moves) })
 	if err != nil {
-		return joinFailure(ansible.Fail(CodeBind, bindHint(do, "see the kernel log (dmesg)"), "%w", err), h.forget(forget{Addresses: addressesOf(do.Records)}))
+		return joinFailure(ansible.Fail(CodeBind, bindHint(do, "see the kernel log (dmesg)"), "%w", err), h.unkeep(do.Records, nil))
 	}
 
 	return nil
 }
-
-const noDriverHint = "install the kernel's package with extra modules, or name another driver"
 
 // lookAgain has the task plan again when somebody has come to need what is to move: to make the initramfs takes minutes, and
 // the kernel would take the functions from under them. The plan then says who it is.
@@ -280,8 +286,11 @@ func (h *host) release(ctx context.Context, do release) error {
 
 	err = h.bus.Apply(ctx, do.Moves, nil)
 	if err != nil {
-		return ansible.Fail(CodeBind, "see the kernel log (dmesg)", "%w", err)
+		return ansible.Fail(CodeBind, releaseHint, "%w", err)
 	}
 
 	return nil
 }
+
+const releaseHint = "see the kernel log (dmesg); the card is still reserved, and nothing reserves it at the next start of the host any more: " +
+	"that gives it back, if another run of this task does not"

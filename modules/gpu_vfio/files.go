@@ -64,7 +64,8 @@ func byCard(targets []target) [][]target {
 // The driver is set at the event of every PCI device, before udev loads a module for that one: the module takes all that fits
 // it, and so would have the reserved twin of a card whose event comes first. To be set binds nothing
 // (Documentation/ABI/testing/sysfs-bus-pci), and vfio-pci may be there already, so at the function's own event the kernel is
-// asked to probe. What has a driver is left alone: udev comes too late for that, or somebody has taken it since.
+// asked to probe. What has a driver is left alone: udev comes too late for that, or somebody has taken it since. Nor is anything
+// taken for a driver that the kernel which runs does not have, such as a cloud kernel: nobody would have the card then.
 func renderRule(targets []target) string {
 	const event = `ACTION=="add", SUBSYSTEM=="pci", `
 
@@ -75,6 +76,10 @@ func renderRule(targets []target) string {
 			for _, address := range mayShow(card) {
 				text += renderGuard(address, card[0].Card)
 			}
+		}
+
+		for _, driver := range driversOf(card) {
+			text += fmt.Sprintf(`SUBSYSTEM=="pci", ACTION=="add", TEST!="/sys/bus/pci/drivers/%s", PROGRAM!="/bin/sh -c '%s'", GOTO="%s"`+"\n", driver, hasDriver(driver), label(card[0].Card))
 		}
 
 		for _, each := range card {
@@ -89,12 +94,32 @@ func renderRule(targets []target) string {
 				each.Path, each.wanted, each.wanted)
 		}
 
-		if !card[0].display {
-			text += `LABEL="thinkube_gpu_vfio_` + card[0].Card + `"` + "\n"
-		}
+		text += `LABEL="` + label(card[0].Card) + `"` + "\n"
 	}
 
 	return text
+}
+
+// label is where a card's lines end.
+func label(card string) string { return "thinkube_gpu_vfio_" + card }
+
+// driversOf gives the drivers that functions are to have, each once.
+func driversOf(targets []target) []string {
+	var drivers []string
+
+	for _, each := range targets {
+		if !slices.Contains(drivers, each.wanted) {
+			drivers = append(drivers, each.wanted)
+		}
+	}
+
+	return drivers
+}
+
+// hasDriver asks modprobe(8), without loading anything, whether the kernel has a driver; where there is no modprobe, it may. Busybox's
+// knows -D too, and no -n.
+func hasDriver(driver string) string {
+	return "[ ! -x /sbin/modprobe ] || /sbin/modprobe -D -q " + driver
 }
 
 // mayShow gives the functions of a card that the host's display may be on: its GPU, and what goes along from other slots,
@@ -113,13 +138,15 @@ func mayShow(card []target) []string {
 
 // renderGuard gives the line that goes past the functions of a card when the host's display is on one.
 func renderGuard(address, card string) string {
-	return `ATTR{[pci/` + address + `]boot_vga}=="1", GOTO="thinkube_gpu_vfio_` + card + `"` + "\n"
+	return `ATTR{[pci/` + address + `]boot_vga}=="1", GOTO="` + label(card) + `"` + "\n"
 }
 
 // renderUnit gives the unit for functions whose drivers are part of the kernel, and have them before udev runs. It has the
 // same conditions as the rule.
 func renderUnit(targets []target) string {
 	script := ""
+
+	var moved []target
 
 	for _, card := range byCard(targets) {
 		shown := ""
@@ -134,6 +161,7 @@ func renderUnit(targets []target) string {
 				continue
 			}
 
+			moved = append(moved, each)
 			vendor, device, _ := strings.Cut(each.ID, ":")
 			script += shown + fmt.Sprintf("move %s /sys%s 0x%s 0x%s %s; ", each.Address, each.Path, vendor, device, each.wanted)
 		}
@@ -146,6 +174,7 @@ func renderUnit(targets []target) string {
 	// systemd reads $ as its own, so each is doubled.
 	functions := `shown() { [ "$$(cat /sys/bus/pci/devices/$$1/boot_vga 2>/dev/null)" = 1 ]; }; ` +
 		`move() { d=/sys/bus/pci/devices/$$1; [ "$$(readlink -f $$d) $$(cat $$d/vendor) $$(cat $$d/device)" = "$$2 $$3 $$4" ] || return 0; ` +
+		`[ -e /sys/bus/pci/drivers/$$5 ] || return 0; ` +
 		`case "$$(readlink $$d/driver)" in */$$5) return 0 ;; esac; echo $$5 >$$d/driver_override; ` +
 		`[ ! -e $$d/driver ] || echo $$1 >$$d/driver/unbind; echo $$1 >/sys/bus/pci/drivers_probe; }; `
 
@@ -159,9 +188,18 @@ Conflicts=shutdown.target
 [Service]
 Type=oneshot
 TimeoutStartSec=30
-ExecStartPre=-modprobe vfio-pci
-ExecStart=/bin/sh -c '` + functions + strings.TrimSuffix(script, "; ") + `'
+` + loadLines(driversOf(moved)) + `ExecStart=/bin/sh -c '` + functions + strings.TrimSuffix(script, "; ") + `'
 `
+}
+
+// loadLines has a unit load drivers. One that is part of the kernel cannot be, which is no failure.
+func loadLines(drivers []string) string {
+	text := ""
+	for _, driver := range drivers {
+		text += "ExecStartPre=-modprobe " + driver + "\n"
+	}
+
+	return text
 }
 
 // renderFiles gives all files that are to be there.
@@ -193,7 +231,7 @@ func wantedModules(targets []target) []string {
 	var modules []string
 
 	for _, each := range targets {
-		if name := hyphens(each.wanted); !slices.Contains(modules, name) {
+		if name := vfio.ModuleName(each.wanted); !slices.Contains(modules, name) {
 			modules = append(modules, name)
 		}
 	}

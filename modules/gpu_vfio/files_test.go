@@ -31,6 +31,44 @@ func TestOnlyBuiltInDriversNeedAUnit(t *testing.T) {
 	assert.Contains(t, renderUnit(builtIn("xhci_hcd", "")), "shown 0000:02:00.0 || move 0000:02:00.2 /sys/devices/pci0000:00/0000:02:00.2 0x10de 0x1ad6 vfio-pci")
 }
 
+// TestTheUnitLoadsEveryDriver: who is unbound for a driver that is not there is with nobody.
+func TestTheUnitLoadsEveryDriver(t *testing.T) {
+	targets := builtIn("xhci_hcd", "")
+	targets[0].Module, targets[0].wanted = "", "nvgrace_gpu_vfio_pci"
+	unit := renderUnit(targets)
+
+	assert.Contains(t, unit, "ExecStartPre=-modprobe nvgrace_gpu_vfio_pci\nExecStartPre=-modprobe vfio-pci\nExecStart=")
+	assert.Contains(t, renderUnit(builtIn("xhci_hcd", "")), "TimeoutStartSec=30\nExecStartPre=-modprobe vfio-pci\nExecStart=")
+}
+
+// TestTheRuleTakesNothingForADriverThatTheKernelLacks: as the rule asks, in a shell.
+func TestTheRuleTakesNothingForADriverThatTheKernelLacks(t *testing.T) {
+	rule := renderRule(builtIn("xhci_hcd", ""))
+	_, after, found := strings.Cut(rule, `TEST!="/sys/bus/pci/drivers/vfio-pci", PROGRAM!="/bin/sh -c '`)
+	require.True(t, found, rule)
+
+	script, after, _ := strings.Cut(after, `'", `)
+	assert.True(t, strings.HasPrefix(after, `GOTO="thinkube_gpu_vfio_0000:02:00.0"`), after)
+	assert.Equal(t, 1, strings.Count(rule, "PROGRAM"), "once for a card")
+
+	for name, each := range map[string]struct {
+		modprobe string
+		has      bool
+	}{
+		"the kernel has it":   {"#!/bin/sh\n[ \"$*\" = '-D -q vfio-pci' ]\n", true},
+		"the kernel lacks it": {"#!/bin/sh\nexit 1\n", false},
+		"nobody can tell":     {"", true},
+	} {
+		modprobe := t.TempDir() + "/modprobe"
+		if each.modprobe != "" {
+			require.NoError(t, os.WriteFile(modprobe, []byte(each.modprobe), 0o700))
+		}
+
+		program := exec.Command("/bin/sh", "-c", strings.ReplaceAll(script, "/sbin/modprobe", modprobe))
+		assert.Equal(t, each.has, program.Run() == nil, name)
+	}
+}
+
 // unitScript is what systemd gives to the shell.
 func unitScript(t *testing.T, root string) string {
 	t.Helper()
@@ -72,6 +110,11 @@ func TestTheUnitMovesWhatItMeansAndNothingElse(t *testing.T) {
 	kernel.Put(t, "/sys/devices/pci0000:00/0000:02:00.0/boot_vga", "1\n")
 	run(kernel)
 	assert.Equal(t, "(null)", read(kernel, "devices/0000:02:00.2/driver_override"), "the display is on that card now")
+
+	kernel = pcitest.TwoCards(t)
+	require.NoError(t, os.RemoveAll(kernel.Root+"/sys/bus/pci/drivers/vfio-pci"))
+	run(kernel)
+	assert.Equal(t, "(null)", read(kernel, "devices/0000:02:00.2/driver_override"), "the kernel does not have the driver")
 
 	kernel = pcitest.TwoCards(t)
 	require.NoError(t, os.Remove(kernel.Root+"/sys/bus/pci/devices/0000:02:00.2"))

@@ -114,6 +114,7 @@ const (
 	CodeNoInitramfs      ansible.Code = "no_initramfs"
 	CodeInitramfs        ansible.Code = "initramfs_failed"
 	CodeReadOnly         ansible.Code = "read_only"
+	CodeContained        ansible.Code = "contained"
 	CodeForeignFile      ansible.Code = "foreign_file"
 	CodeBind             ansible.Code = "bind_failed"
 )
@@ -128,6 +129,10 @@ var codes = map[vfio.Kind]ansible.Code{
 	vfio.BootDisplay:      CodeBootDisplay,
 	vfio.InUse:            CodeInUse,
 	vfio.HeldByDriver:     CodeHeld,
+	vfio.NotFound:         CodeNotFound,
+	vfio.NotGPU:           CodeNotGPU,
+	vfio.LastDisplay:      CodeLastDisplay,
+	vfio.NoDriver:         CodeNoDriver,
 }
 
 // Module is gpu_vfio.
@@ -155,8 +160,9 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeNoInitramfs:      "nobody is found who makes the initramfs, or it has no image",
 		CodeInitramfs:        "making the initramfs failed; files and images are as they were",
 		CodeReadOnly:         "sysfs or the files cannot be written",
+		CodeContained:        "it runs in a container from where the host's processes cannot be seen, and a card would have to change its driver now",
 		CodeForeignFile:      "a file of the name that this module uses was written by somebody else",
-		CodeBind:             "a function did not change its driver; all of the card have those that they had, and what is prepared for the next start stays",
+		CodeBind:             "a function did not change its driver; all of the card have those that they had; the hint says what the next start of the host does",
 	},
 	Normalize: normalize,
 	Open:      open,
@@ -202,13 +208,17 @@ func normalize(args *Args) error {
 
 	args.Root = ansible.Path(filepath.Clean(string(args.Root)))
 
+	if wants := len(args.Devices) > 0 || args.Select != nil; args.State == "present" && wants && args.Stage == "none" && !args.live() {
+		errs = append(errs, errors.New("stage none with apply_now: false or root reserves nothing, neither now nor at the next start: choose another stage"))
+	}
+
 	return errors.Join(errs...)
 }
 
 // driverName spells a driver as the kernel does: vfio-pci, whose module is vfio_pci, is the one with a hyphen; variants have the
 // names of their modules (KBUILD_MODNAME). driver_override of another spelling matches nothing.
 func driverName(name string) string {
-	if hyphens(name) == vfio.DefaultDriver {
+	if vfio.ModuleName(name) == vfio.DefaultDriver {
 		return vfio.DefaultDriver
 	}
 

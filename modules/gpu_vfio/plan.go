@@ -27,7 +27,6 @@ type (
 		Rule    string            `json:"rule,omitempty"` // what the images are to have of it; empty: no rule
 		Modules []string          `json:"modules,omitempty"`
 		Folders []string          `json:"folders,omitempty"` // to be recorded: they are made for the files
-		Gone    []string          `json:"gone,omitempty"`    // not to be known any more
 	}
 	// sweep removes what a run that was killed has left.
 	sweep struct {
@@ -47,7 +46,8 @@ type (
 	}
 	// forget removes the records.
 	forget struct {
-		Addresses []string `json:"addresses"`
+		Addresses []string `json:"addresses,omitempty"`
+		Folders   []string `json:"folders,omitempty"`
 	}
 )
 
@@ -64,10 +64,6 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 	}
 
 	err = checkFiles(args, current, targets)
-	if err == nil && args.State == "present" {
-		err = checkDrivers(args, current, targets)
-	}
-
 	if err != nil {
 		return planned, err
 	}
@@ -87,9 +83,12 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		return planned, err
 	}
 
+	addForgetFolders(&planned)
+
 	// To take something back is no reason to move what stays.
 	if args.State == "present" {
 		err = addBinds(args, current, targets, &planned)
+		reportNoUse(args, targets, &planned)
 	}
 
 	return planned, err
@@ -262,45 +261,11 @@ func guarded(boot Boot, card string) bool {
 
 // findCards gives the GPUs of addresses.
 func findCards(addresses []string, current *State) ([]string, error) {
-	for _, address := range addresses {
-		device := current.PCI.Device(address)
-
-		if device == nil {
-			hint := "its GPUs are: " + describeAll(&current.PCI, current.PCI.GPUs())
-			if meant := pci.MisreadDecimal(address); current.PCI.Device(meant) != nil && current.PCI.Device(meant).IsGPU() {
-				hint = fmt.Sprintf("PCI addresses are hexadecimal: if %s was read as decimal, it is %s; %s", address, meant, hint)
-			}
-
-			return nil, ansible.Fail(CodeNotFound, hint, "the host has no PCI device %s", address)
-		}
-
-		if !device.IsGPU() {
-			hint := "its GPUs are: " + describeAll(&current.PCI, current.PCI.GPUs())
-
-			for _, other := range current.PCI.Functions(pci.Slot(address)) {
-				if current.PCI.Device(other).IsGPU() {
-					hint = "give the card by its GPU, " + other + "; all functions of it go along"
-				}
-			}
-
-			return nil, ansible.Fail(CodeNotGPU, hint, "%s is no GPU", vfio.Describe(&current.PCI, address))
-		}
+	if refusal := vfio.Find(&current.PCI, addresses); refusal != nil {
+		return nil, ansible.Fail(codes[refusal.Kind], refusal.Hint, "%s", refusal.Reason)
 	}
 
 	return addresses, nil
-}
-
-func describeAll(system *pci.System, addresses []string) string {
-	var texts []string
-	for _, address := range addresses {
-		texts = append(texts, vfio.Describe(system, address))
-	}
-
-	if texts == nil {
-		return "none"
-	}
-
-	return strings.Join(texts, ", ")
 }
 
 // selectCards picks cards: those that are reserved already first, so that a second run picks the same.
@@ -321,7 +286,7 @@ func selectCards(args Args, current *State) ([]string, error) {
 	}
 
 	if candidates == nil && args.Select.ID != "" {
-		return nil, ansible.Fail(CodeNotFound, "its GPUs are: "+describeAll(&current.PCI, current.PCI.GPUs()), "the host has no GPU %q that may be reserved", args.Select.ID)
+		return nil, ansible.Fail(CodeNotFound, "its GPUs are: "+vfio.DescribeAll(&current.PCI, current.PCI.GPUs()), "the host has no GPU %q that may be reserved", args.Select.ID)
 	}
 
 	if args.Select.Count == nil {
@@ -335,7 +300,10 @@ func selectCards(args Args, current *State) ([]string, error) {
 	var picked, reasons []string
 
 	for _, address := range candidates {
-		refusals := vfio.Check(&current.PCI, address, wishOf(args, current, nil))
+		// That the IOMMU is off says nothing of which cards are meant.
+		refusals := slices.DeleteFunc(vfio.Check(&current.PCI, address, wishOf(args, current, nil)), func(refusal vfio.Refusal) bool {
+			return refusal.Kind == vfio.IOMMUOffKernel || refusal.Kind == vfio.IOMMUOffFirmware
+		})
 
 		switch {
 		case len(picked) == *args.Select.Count:
@@ -348,7 +316,7 @@ func selectCards(args Args, current *State) ([]string, error) {
 
 	if len(picked) < *args.Select.Count {
 		if reasons == nil {
-			reasons = []string{"its GPUs are: " + describeAll(&current.PCI, current.PCI.GPUs())}
+			reasons = []string{"its GPUs are: " + vfio.DescribeAll(&current.PCI, current.PCI.GPUs())}
 		}
 
 		return nil, ansible.Fail(CodeTooFew, "", "%d of the %d cards asked for can be reserved: %s", len(picked), *args.Select.Count, strings.Join(reasons, "; "))
@@ -411,6 +379,12 @@ func checkCards(args Args, current *State, cards []string) error {
 		}
 	}
 
+	all = append(all, checkDrivers(args, current, cards)...)
+
+	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
+		all = append(all, vfio.NoneLeft(&current.PCI, cards))
+	}
+
 	// The gravest of all cards decides: nobody may restart the host for a card that is held while another is in use.
 	slices.SortStableFunc(all, func(a, b vfio.Refusal) int { return vfio.CompareGravity(a.Kind, b.Kind) })
 
@@ -423,30 +397,26 @@ func checkCards(args Args, current *State, cards []string) error {
 		return ansible.Fail(codes[all[0].Kind], all[0].Hint, "%s", strings.Join(reasons, "; "))
 	}
 
-	if current.Desktop && !args.AllowBootDisplay && leftover(args, current, cards) == 0 {
-		return ansible.Fail(CodeLastDisplay, "keep one GPU for the desktop (the processor's own is enough), switch the display manager off, or set allow_boot_display: true",
-			"the host is a desktop with a display manager, and no GPU would be left for it: %s", describeAll(&current.PCI, cards))
-	}
-
 	return nil
 }
 
-// leftover counts the GPUs with a display that stay with the host.
+// leftover counts the GPUs with a display that the host has and keeps, and those that it gets back.
 func leftover(args Args, current *State, cards []string) int {
 	var taken []string
 	for _, card := range cards {
 		taken = append(taken, members(args, &current.PCI, card)...)
 	}
 
-	left := 0
+	after := current.PCI
+	after.Devices = slices.Clone(after.Devices)
 
-	for _, address := range current.PCI.GPUs() {
-		if current.PCI.Device(address).IsDisplay() && !slices.Contains(taken, address) {
-			left++
+	for i := range after.Devices {
+		if record := current.record(after.Devices[i].Address); record != nil && record.is(&after.Devices[i]) {
+			after.Devices[i].Driver = record.Driver
 		}
 	}
 
-	return left
+	return len(slices.DeleteFunc(vfio.Displays(&after), func(address string) bool { return slices.Contains(taken, address) }))
 }
 
 // checkFiles refuses what the files stand against.
@@ -480,16 +450,18 @@ func checkFiles(args Args, current State, targets []target) error {
 
 // checkDrivers refuses drivers that are not there, before anything is written: a function that is set to one has no driver at
 // all from the next start on, of the host's or another.
-func checkDrivers(args Args, current State, targets []target) error {
+func checkDrivers(args Args, current *State, cards []string) []vfio.Refusal {
 	kernel := "no kernel that is installed has it"
 	if args.live() {
 		kernel = "the kernel that runs does not have it"
 	}
 
-	for _, each := range targets {
+	for _, each := range makeTargets(args, current, cards) {
 		loaded := args.live() && slices.Contains(current.PCI.Drivers, each.wanted)
-		if !loaded && slices.Contains(current.Missing, hyphens(each.wanted)) {
-			return ansible.Fail(CodeNoDriver, noDriverHint, "%s is to have driver %q, and %s", each.Address, each.wanted, kernel)
+		if !loaded && slices.Contains(current.Missing, vfio.ModuleName(each.wanted)) {
+			return []vfio.Refusal{{
+				Kind: vfio.NoDriver, Reason: fmt.Sprintf("%s is to have driver %q, and %s", each.Address, each.wanted, kernel), Hint: vfio.NoDriverHint,
+			}}
 		}
 	}
 
@@ -584,8 +556,8 @@ func addPrepare(args Args, current State, targets []target, planned *plan.Plan[S
 	step := planned.Add(prepareVerb(current, files), "boot configuration of reserved GPUs", do, "%s", describePrepare(do))
 	step.Before, step.After = plainFiles(current.Boot.Files), plainFiles(files)
 
-	planned.After.Boot.Files = files
-	planned.After.Folders = slices.DeleteFunc(append(slices.Clone(current.Folders), do.Folders...), func(folder string) bool { return slices.Contains(do.Gone, folder) })
+	planned.After.Boot.Files, planned.After.Boot.StartedSince = files, false
+	planned.After.Folders = append(slices.Clone(current.Folders), do.Folders...)
 	planned.After.Boot.NoFolders = slices.DeleteFunc(slices.Clone(current.Boot.NoFolders), func(folder string) bool { return slices.Contains(do.Folders, folder) })
 
 	for i := range planned.After.Boot.Images {
@@ -607,10 +579,7 @@ func (p *prepare) change(current State, path string, before, after *ownfile.File
 	made := known || slices.Contains(current.Boot.NoFolders, folder)
 	p.Changes = append(p.Changes, ownfile.Change{Path: path, Before: before, After: after, MadeFolder: made})
 
-	switch {
-	case after == nil && known && !slices.Contains(p.Gone, folder):
-		p.Gone = append(p.Gone, folder)
-	case after != nil && made && !known && !slices.Contains(p.Folders, folder):
+	if after != nil && made && !known && !slices.Contains(p.Folders, folder) {
 		p.Folders = append(p.Folders, folder)
 	}
 }
@@ -657,7 +626,7 @@ func reportImages(planned *plan.Plan[State], images []initramfs.Image, do prepar
 
 		for _, module := range do.Modules {
 			if do.Rule != "" && slices.Contains(image.Lacking, module) {
-				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s: while it runs, the cards are of no use, to the host neither", image.Release, module)
+				planned.Add(plan.Report, image.Path, nil, "kernel %s does not have module %s: while it runs, the cards are the host's", image.Release, module)
 			}
 		}
 	}
@@ -784,8 +753,8 @@ func addBinds(args Args, current State, targets []target, planned *plan.Plan[Sta
 			continue
 		}
 
-		if current.PCI.ReadOnly {
-			return readOnlySysfs()
+		if err := checkMoves(&current.PCI); err != nil {
+			return err
 		}
 
 		object := "card " + strings.Join(cards, " and ")
@@ -833,8 +802,21 @@ func shareGroups(system *pci.System, targets []target) [][]target {
 	return sets
 }
 
-func readOnlySysfs() error {
-	return ansible.Fail(CodeReadOnly, "run it on the host itself: a container is not given the right; or set apply_now: false and restart the host", "sysfs cannot be written, so no function can change its driver now")
+// checkMoves refuses to have drivers changed from within a container: without the right, or with it and no sight of who uses
+// the host's cards.
+func checkMoves(system *pci.System) error {
+	const hint = "run it on the host itself, not in a container; or set apply_now: false and restart the host"
+
+	switch {
+	case system.ReadOnly:
+		return ansible.Fail(CodeReadOnly, hint, "sysfs cannot be written, so no function can change its driver now")
+	case system.Contained:
+		refusal := vfio.OutOfSight()
+
+		return ansible.Fail(CodeContained, refusal.Hint, "%s", refusal.Reason)
+	}
+
+	return nil
 }
 
 func describeMoves(moves []vfio.Move) string {
@@ -931,8 +913,8 @@ func addReleases(args Args, current State, targets []target, planned *plan.Plan[
 		}
 
 		if do.Moves != nil {
-			if current.PCI.ReadOnly {
-				return readOnlySysfs()
+			if err := checkMoves(&current.PCI); err != nil {
+				return err
 			}
 
 			step := planned.Add(plan.Change, fmt.Sprintf("card %s", card), do, "(%s)", describeMoves(do.Moves))
@@ -986,6 +968,24 @@ func addForget(planned *plan.Plan[State], card string, records []Record) {
 	planned.After.Records = slices.DeleteFunc(planned.After.Records, func(record Record) bool { return slices.Contains(do.Addresses, record.Address) })
 }
 
+// addForgetFolders forgets the folders in which nothing of ours is any more.
+func addForgetFolders(planned *plan.Plan[State]) {
+	var gone []string
+
+	for _, folder := range planned.After.Folders {
+		if !slices.ContainsFunc(planned.After.Boot.Files, func(file ownfile.File) bool { return filepath.Dir(file.Path) == folder }) {
+			gone = append(gone, folder)
+		}
+	}
+
+	if gone == nil {
+		return
+	}
+
+	planned.Add(plan.Delete, "record of folders that were made", forget{Folders: gone}, "(%s)", strings.Join(gone, ", "))
+	planned.After.Folders = slices.DeleteFunc(slices.Clone(planned.After.Folders), func(folder string) bool { return slices.Contains(gone, folder) })
+}
+
 // rebootReasons says why the host has to start again before it is as wanted; nothing when it is.
 func rebootReasons(args Args, final State) []string {
 	if args.root() != "" {
@@ -1005,12 +1005,8 @@ func rebootReasons(args Args, final State) []string {
 			continue
 		}
 
-		if driver := device.Driver; driver != each.wanted {
-			if driver == "" {
-				driver = "no driver"
-			}
-
-			reasons = append(reasons, fmt.Sprintf("%s is with %s until then, and not with %s", each.Address, driver, each.wanted))
+		if device.Driver != each.wanted && !noUse(&final, each) {
+			reasons = append(reasons, fmt.Sprintf("%s is with %s until then, and not with %s", each.Address, named(device.Driver), each.wanted))
 		}
 	}
 
@@ -1025,6 +1021,37 @@ func rebootReasons(args Args, final State) []string {
 	}
 
 	return reasons
+}
+
+// named says which driver it is.
+func named(driver string) string {
+	if driver == "" {
+		return "no driver"
+	}
+
+	return driver
+}
+
+// noUse tells that another start of the host is of no use to a function: the last one was with the same files and images, and
+// left all of its card with the host. (Of a card whose GPU is with VFIO, LXD gave the rest back after the start.)
+func noUse(state *State, each target) bool {
+	device, card := state.PCI.Device(each.Address), state.PCI.Device(each.Card)
+
+	return state.Boot.StartedSince && device.Driver != each.wanted && (card == nil || !pci.IsVFIO(card.Driver))
+}
+
+// reportNoUse says why no restart is asked for although functions are not where they are to be.
+func reportNoUse(args Args, targets []target, planned *plan.Plan[State]) {
+	if args.live() || args.root() != "" {
+		return
+	}
+
+	for _, each := range targets {
+		if noUse(&planned.After, each) {
+			planned.Add(plan.Report, each.Address, nil, "the host has started with these files, and still it is with %s and not with %s, so that another restart is of no use: "+
+				"its driver may be in the initramfs and the rule not (stage: udev), something else may start the host, or the kernel does not have %s", named(planned.After.PCI.Device(each.Address).Driver), each.wanted, each.wanted)
+		}
+	}
 }
 
 // later asks for the same without moving anything now, so that users are not in the way of looking.

@@ -20,6 +20,7 @@ import (
 	"github.com/thinkube/infra/modules/internal/ownfile"
 	"github.com/thinkube/infra/modules/internal/pci"
 	"github.com/thinkube/infra/modules/internal/record"
+	"github.com/thinkube/infra/modules/internal/uptime"
 	"github.com/thinkube/infra/modules/internal/vfio"
 )
 
@@ -70,6 +71,8 @@ type Boot struct {
 	Leftovers []string `json:"leftovers,omitempty"`
 	// ReadOnly are the folders that cannot be written.
 	ReadOnly []string `json:"read_only,omitempty"`
+	// StartedSince tells that the host has started since files and images are as they are.
+	StartedSince bool `json:"started_since,omitempty"`
 }
 
 func (b *Boot) file(path string) *ownfile.File {
@@ -98,13 +101,21 @@ type host struct {
 	args Args
 	root string   // of the files
 	bus  vfio.Bus // the hardware; its root is that of sysfs and /proc
-	// fault fails a write of a file, in tests.
+	// fault fails a write of a file, and tool is the program that makes an initramfs, in tests.
 	fault func(path string) error
+	tool  func(program string, args ...string) ([]byte, error)
 }
 
-func (h *host) store() record.Store { return record.Open(h.root+record.DefaultRoot, "gpu_vfio") }
+func (h *host) store() record.Store {
+	store := record.Open(h.root+record.DefaultRoot, "gpu_vfio")
+	store.Fault = h.fault
 
-func (h *host) tree() initramfs.Tree { return initramfs.Tree{Root: h.root} }
+	return store
+}
+
+func (h *host) tree() initramfs.Tree {
+	return initramfs.Tree{Root: h.root, Fault: h.fault, Tool: h.tool}
+}
 
 func (h *host) reader() pci.Reader {
 	return pci.Reader{Root: h.bus.Root, WithoutUsers: !h.args.live()}
@@ -140,16 +151,33 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
-	_, err = os.Lstat(h.root + "/etc/systemd/system/display-manager.service")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return state, fmt.Errorf("looking for a display manager: %w", err)
+	state.Desktop, err = vfio.HasDesktop(h.root)
+	if err != nil {
+		return state, err
 	}
 
-	state.Desktop = err == nil
-
 	state.Boot, err = h.readBoot(ctx, state.Aliases)
+	if err == nil && h.args.root() == "" {
+		state.Boot.StartedSince, err = h.startedSince(state.Boot)
+	}
 
 	return state, err
+}
+
+// startedSince looks whether what reserves at a start was there before the last one.
+func (h *host) startedSince(boot Boot) (bool, error) {
+	var paths []string
+	for _, file := range boot.Files {
+		paths = append(paths, h.root+file.Path)
+	}
+
+	for _, image := range boot.Images {
+		if _, has := image.Rules[filepath.Base(rulePath)]; has {
+			paths = append(paths, h.root+image.Path)
+		}
+	}
+
+	return uptime.StartedSince(h.bus.Root+uptime.StatFile, paths)
 }
 
 // readAliases reads the drivers of the kernel that runs, or below a root of those that are installed.
@@ -194,29 +222,19 @@ func (h *host) readMissing(aliases []vfio.Alias) ([]string, error) {
 	asked := false
 
 	for _, release := range releases {
-		installed, known, err := h.tree().Installed(release)
+		lacking, known, err := vfio.Missing(h.tree(), release, moduleNames(h.args, aliases))
 		if err != nil {
-			return nil, fmt.Errorf("reading which modules kernel %s has: %w", release, err)
+			return nil, err
 		}
 
 		if !known {
 			continue
 		}
 
-		lacking := []string{}
-
-		for _, module := range moduleNames(h.args, aliases) {
-			builtIn, err := h.tree().BuiltIn(release, module)
-			if err != nil {
-				return nil, fmt.Errorf("reading what is built into kernel %s: %w", release, err)
-			}
-
-			if module != iommuModule && !builtIn && !installed[module] && (!asked || slices.Contains(missing, module)) {
-				lacking = append(lacking, module)
-			}
-		}
-
-		missing, asked = lacking, true
+		missing = slices.DeleteFunc(lacking, func(module string) bool {
+			return module == iommuModule || asked && !slices.Contains(missing, module)
+		})
+		asked = true
 	}
 
 	slices.Sort(missing)
@@ -293,18 +311,15 @@ func moduleNames(args Args, aliases []vfio.Alias) []string {
 	names := []string{vfio.DefaultDriver, iommuModule}
 
 	for _, alias := range aliases {
-		names = append(names, hyphens(alias.Module))
+		names = append(names, vfio.ModuleName(alias.Module))
 	}
 
 	if args.Driver != "auto" {
-		names = append(names, hyphens(args.Driver))
+		names = append(names, vfio.ModuleName(args.Driver))
 	}
 
 	return names
 }
-
-// hyphens gives the one spelling of a module's name that is compared: the kernel's tools take - and _ for the same.
-func hyphens(module string) string { return strings.ReplaceAll(module, "_", "-") }
 
 func (h *host) readBoot(ctx context.Context, aliases []vfio.Alias) (Boot, error) {
 	tree := h.tree()
@@ -372,13 +387,6 @@ func (h *host) look(ctx context.Context, image *initramfs.Image, modules []strin
 		return err
 	}
 
-	installed, known, err := h.tree().Installed(image.Release)
-	if err != nil {
-		return fmt.Errorf("reading which modules kernel %s has: %w", image.Release, err)
-	}
-
-	image.Lacking = nil
-
 	for _, module := range modules {
 		builtIn, err := h.tree().BuiltIn(image.Release, module)
 		if err != nil {
@@ -388,11 +396,11 @@ func (h *host) look(ctx context.Context, image *initramfs.Image, modules []strin
 		if builtIn && !slices.Contains(image.Modules, module) {
 			image.Modules = append(image.Modules, module)
 		}
-
-		if known && !builtIn && !installed[module] && !slices.Contains(image.Lacking, module) {
-			image.Lacking = append(image.Lacking, module)
-		}
 	}
 
-	return nil
+	lacking, _, err := vfio.Missing(h.tree(), image.Release, modules)
+	slices.Sort(lacking)
+	image.Lacking = slices.Compact(lacking)
+
+	return err
 }

@@ -77,16 +77,29 @@ type Reason struct {
 	Hint   string `json:"hint"`
 }
 
+// Failure codes of this module.
+const (
+	CodeNotFound ansible.Code = "not_found"
+	CodeNotGPU   ansible.Code = "not_gpu"
+)
+
+// codes gives the failure code of an address that is refused.
+var codes = map[vfio.Kind]ansible.Code{vfio.NotFound: CodeNotFound, vfio.NotGPU: CodeNotGPU}
+
 // Module is gpu_vfio_info.
 var Module = ansible.Module[Args, State, Values]{
 	Name:      "gpu_vfio_info",
 	Normalize: normalize,
-	Open: func(_ context.Context, _ *ansible.Task, _ Args) (ansible.Host[State], error) {
+	Codes: map[ansible.Code]string{
+		CodeNotFound: "the host has no PCI device of that address",
+		CodeNotGPU:   "the address is not that of a GPU",
+	},
+	Open: func(_ context.Context, _ *ansible.Task, args Args) (ansible.Host[State], error) {
 		if os.Geteuid() != 0 {
 			return nil, ansible.Fail(ansible.CodeFailed, "use become: true", "who uses a card, and where the framebuffer is, is told to root alone")
 		}
 
-		return &host{}, nil
+		return &host{args: args}, nil
 	},
 	Result: makeValues,
 }
@@ -113,7 +126,7 @@ func makeValues(args Args, read State) Values {
 	for _, address := range system.GPUs() {
 		named := slices.ContainsFunc(args.Devices, func(other string) bool { return pci.Slot(other) == pci.Slot(address) })
 		if args.Devices == nil || named {
-			values.GPUs = append(values.GPUs, makeGPU(args, system, address))
+			values.GPUs = append(values.GPUs, makeGPU(args, &read, address))
 		}
 	}
 
@@ -147,7 +160,8 @@ func orEmpty(list []string) []string {
 	return list
 }
 
-func makeGPU(args Args, system *pci.System, address string) GPU {
+func makeGPU(args Args, read *State, address string) GPU {
+	system := &read.PCI
 	device := system.Device(address)
 	gpu := GPU{
 		Address: address, ID: device.ID, Class: device.Class, Driver: device.Driver, Group: device.Group, ResetMethods: orEmpty(device.ResetMethods),
@@ -176,11 +190,46 @@ func makeGPU(args Args, system *pci.System, address string) GPU {
 		gpu.Reasons = append(gpu.Reasons, Reason{string(refusal.Kind), refusal.Reason, refusal.Hint})
 	}
 
+	gpu.Reasons = append(gpu.Reasons, ofHost(args, read, address)...)
 	gpu.Eligible = len(gpu.Reasons) == 0
 	gpu.Users = slices.Compact(gpu.Users)
 	gpu.Summary = summarize(system, gpu)
 
 	return gpu
+}
+
+// ofHost tells why a card cannot be reserved for what the host has beside it: no driver for VFIO, no other GPU for a desktop,
+// or users that cannot be seen.
+func ofHost(args Args, read *State, address string) []Reason {
+	var reasons []Reason
+
+	members := vfio.Members(&read.PCI, address, args.AllowGroupMembers)
+
+	for _, member := range members {
+		if device := read.PCI.Device(member); !device.Bridge && !pci.IsVFIO(device.Driver) && read.missing(*device) {
+			reasons = append(reasons, Reason{string(vfio.NoDriver), fmt.Sprintf("the kernel that runs does not have driver %q", vfio.DriverFor(*device, read.Aliases)), vfio.NoDriverHint})
+
+			break
+		}
+	}
+
+	toMove := slices.ContainsFunc(members, func(member string) bool {
+		device := read.PCI.Device(member)
+
+		return !device.Bridge && device.Driver != "" && !pci.IsVFIO(device.Driver)
+	})
+	if read.PCI.Contained && toMove {
+		refusal := vfio.OutOfSight()
+		reasons = append(reasons, Reason{string(refusal.Kind), refusal.Reason, refusal.Hint})
+	}
+
+	left := slices.DeleteFunc(vfio.Displays(&read.PCI), func(other string) bool { return slices.Contains(members, other) })
+	if read.Desktop && len(left) == 0 {
+		refusal := vfio.NoneLeft(&read.PCI, []string{address})
+		reasons = append(reasons, Reason{string(refusal.Kind), refusal.Reason, refusal.Hint})
+	}
+
+	return reasons
 }
 
 func summarize(system *pci.System, gpu GPU) string {

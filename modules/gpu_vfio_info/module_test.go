@@ -4,18 +4,21 @@ package gpuvfioinfo
 
 import (
 	"context"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/pcitest"
+	"github.com/thinkube/infra/modules/internal/vfio"
 )
 
 func values(t *testing.T, kernel *pcitest.Kernel, args Args) Values {
 	t.Helper()
 
-	state, err := (&host{root: kernel.Root}).Read(context.Background())
+	state, err := (&host{root: kernel.Root, args: args}).Read(context.Background())
 	require.NoError(t, err)
 
 	return makeValues(args, state)
@@ -99,4 +102,56 @@ func TestNVSwitchesAreToldApart(t *testing.T) {
 
 	assert.Equal(t, []string{"0000:05:00.0"}, all.NVSwitches)
 	assert.Len(t, all.GPUs, 1)
+}
+
+func codesOf(gpu GPU) []string {
+	var all []string
+	for _, reason := range gpu.Reasons {
+		all = append(all, reason.Code)
+	}
+
+	return all
+}
+
+// TestWhatGpuVfioRefusesIsNotEligible: for what the host has beside the card.
+func TestWhatGpuVfioRefusesIsNotEligible(t *testing.T) {
+	kernel := pcitest.New(t, pcitest.Card("0000:01:00", "6")...)
+	assert.True(t, values(t, kernel, Args{}).GPUs[0].Eligible)
+
+	kernel.Put(t, "/etc/systemd/system/display-manager.service", "")
+
+	release, err := vfio.Release()
+	require.NoError(t, err)
+	kernel.Put(t, "/lib/modules/"+release+"/modules.dep", "kernel/drivers/gpu/drm/nouveau/nouveau.ko:\n")
+
+	only := values(t, kernel, Args{}).GPUs[0]
+	assert.Equal(t, []string{"last_display"}, codesOf(only), "vfio-pci is loaded")
+	assert.Contains(t, only.Summary, "no GPU would be left for it")
+
+	require.NoError(t, os.RemoveAll(kernel.Root+"/sys/bus/pci/drivers/vfio-pci"))
+
+	only = values(t, kernel, Args{}).GPUs[0]
+	assert.Equal(t, []string{"no_driver", "last_display"}, codesOf(only))
+	assert.False(t, only.Eligible)
+
+	contained := pcitest.New(t, pcitest.Card("0000:01:00", "6")...)
+	contained.Link(t, "/proc/self/ns/pid", "pid:[4026532281]")
+	assert.Equal(t, []string{"contained"}, codesOf(values(t, contained, Args{}).GPUs[0]), "who uses it cannot be seen")
+
+	two := pcitest.TwoCards(t)
+	two.Put(t, "/etc/systemd/system/display-manager.service", "")
+	assert.Empty(t, codesOf(values(t, two, Args{}).GPUs[1]), "the processor's own is left")
+}
+
+func TestAnAddressThatIsNoGPUIsAnError(t *testing.T) {
+	kernel := pcitest.TwoCards(t)
+
+	for address, code := range map[string]ansible.Code{"0000:09:00.0": "not_found", "0000:03:00.0": "not_gpu", "0000:02:00.1": "not_gpu"} {
+		_, err := (&host{root: kernel.Root, args: Args{Devices: []string{address}}}).Read(context.Background())
+
+		var failure *ansible.Failure
+
+		require.ErrorAs(t, err, &failure, address)
+		assert.Equal(t, code, failure.Code)
+	}
 }

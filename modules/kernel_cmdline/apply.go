@@ -33,9 +33,7 @@ func (h *host) change(ctx context.Context, do change) error {
 		return err
 	}
 
-	writer := ownfile.Writer{Root: h.args.root()}
-
-	err = writer.Apply(do.Changes)
+	err = h.writer().Apply(do.Changes)
 	if err != nil {
 		return errors.Join(err, h.unkeep(do))
 	}
@@ -45,24 +43,56 @@ func (h *host) change(ctx context.Context, do change) error {
 		return nil
 	}
 
-	undo := writer.Undo(do.Changes)
-	if undo == nil && (made || do.Loader != bootloader.GRUB) {
-		// The entries may have been made anew in part. (GRUB's are one file, which is as it was.)
-		undo = h.reader().Refresh(context.WithoutCancel(ctx), do.Loader, do.Remove, do.Add)
-	}
+	hint := "see whether the boot loader's tool works without this module's file"
 
+	undo := h.undo(context.WithoutCancel(ctx), do, made)
 	if undo != nil {
 		err = fmt.Errorf("%w; and putting it back: %w", err, undo)
 	}
 
-	return ansible.Fail(CodeRefresh, "see whether the boot loader's tool works without this module's file", "%w", errors.Join(err, h.unkeep(do)))
+	if undo != nil && !h.asBefore(context.WithoutCancel(ctx), do) {
+		return ansible.Fail(CodeRefresh, hint+"; then state: absent takes back what is left of this", "%w", err) // by the records
+	}
+
+	return ansible.Fail(CodeRefresh, hint, "%w", errors.Join(err, h.unkeep(do)))
+}
+
+func (h *host) writer() ownfile.Writer { return ownfile.Writer{Root: h.args.root(), Fault: h.fault} }
+
+// undo puts files and entries back. The latter may have been made anew in part. (GRUB's are one file, which is as it was
+// unless it was made.)
+func (h *host) undo(ctx context.Context, do change, made bool) error {
+	err := h.writer().Undo(do.Changes)
+	if err != nil || do.Loader == bootloader.GRUB && !made {
+		return err
+	}
+
+	return h.reader().Refresh(ctx, do.Loader, do.Remove, without(do.Add, do.Own))
+}
+
+// asBefore looks whether nothing is left of a change, also where putting it back has failed: so it is with a tool that fails
+// whenever it is called.
+func (h *host) asBefore(ctx context.Context, do change) bool {
+	for _, each := range do.Changes {
+		file, err := ownfile.Read(h.args.root(), each.Path)
+		if err != nil || !same(file, each.Before) {
+			return false
+		}
+	}
+
+	entries, err := h.reader().Entries(ctx, do.Loader)
+	if err != nil || do.Loader == bootloader.GRUB {
+		return false // what its entries had is not known here
+	}
+
+	return len(lacks(entries, do.Remove, without(do.Add, do.Own))) == 0
 }
 
 // refresh also looks whether the entries have become what they were to be. It tells whether the tool made some.
 func (h *host) refresh(ctx context.Context, do change) (made bool, err error) {
 	err = h.reader().Refresh(ctx, do.Loader, do.Add, do.Remove)
 	if err != nil {
-		return false, err
+		return errors.Is(err, bootloader.ErrPartly), err
 	}
 
 	entries, err := h.reader().Entries(ctx, do.Loader)
@@ -77,25 +107,38 @@ func (h *host) refresh(ctx context.Context, do change) (made bool, err error) {
 	return true, nil
 }
 
-// keep records what is about to change.
+// keep records what is about to change: all of it or nothing.
 func (h *host) keep(do change) error {
+	var err error
 	if do.Original != nil {
-		err := h.store().Keep(h.args.Name, do.Original)
-		if err != nil {
-			return err
+		err = h.store().Keep(h.args.Name, do.Original)
+	}
+
+	for _, object := range h.objects(do.Added, do.Removed) {
+		if err == nil {
+			err = h.store().Keep(object, true)
 		}
 	}
 
-	for sign, parameters := range map[string][]string{signAdded: do.Added, signRemoved: do.Removed} {
-		for _, parameter := range parameters {
-			err := h.store().Keep(h.args.Name+sign+parameter, true)
-			if err != nil {
-				return err
-			}
-		}
+	if err != nil {
+		return errors.Join(err, h.unkeep(do))
 	}
 
 	return nil
+}
+
+// objects are the names of the records of parameters.
+func (h *host) objects(added, removed []string) []string {
+	var objects []string
+	for _, parameter := range added {
+		objects = append(objects, h.args.Name+signAdded+parameter)
+	}
+
+	for _, parameter := range removed {
+		objects = append(objects, h.args.Name+signRemoved+parameter)
+	}
+
+	return objects
 }
 
 // unkeep takes that back.
@@ -115,12 +158,10 @@ func (h *host) forget(do forget) error {
 		do.Added, do.Removed = known.Added, known.Removed
 	}
 
-	for sign, parameters := range map[string][]string{signAdded: do.Added, signRemoved: do.Removed} {
-		for _, parameter := range parameters {
-			err := h.store().Forget(h.args.Name + sign + parameter)
-			if err != nil {
-				return err
-			}
+	for _, object := range h.objects(do.Added, do.Removed) {
+		err := h.store().Forget(object)
+		if err != nil {
+			return err
 		}
 	}
 

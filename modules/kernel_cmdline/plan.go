@@ -22,6 +22,7 @@ type (
 		// Add and Remove are for loaders that are changed by their tool.
 		Add      []string  `json:"add,omitempty"`
 		Remove   []string  `json:"remove,omitempty"`
+		Own      []string  `json:"own,omitempty"`      // those of Add that some entries have by themselves
 		Original *Original `json:"original,omitempty"` // to be recorded
 		Added    []string  `json:"added,omitempty"`    // these too, with those that are known
 		Removed  []string  `json:"removed,omitempty"`
@@ -291,7 +292,14 @@ func planLine(args Args, current State, planned *plan.Plan[State]) {
 		planned.After.Original = do.Original
 	}
 
-	do.Added = without(intersect(do.Add, present), current.Added)
+	// What some entries had by themselves is not ours to take away from them.
+	own := ofSomeEntries(current.Entries, do.Add)
+	for _, parameter := range intersect(own, present) {
+		planned.Add(plan.Report, "kernel command line", nil, "some entries of %s have %s by themselves, and the others get it: all of them keep it when this is taken back", do.Loader, parameter)
+	}
+
+	do.Own = own
+	do.Added = without(without(intersect(do.Add, present), current.Added), own)
 	do.Removed = without(slices.DeleteFunc(slices.Clone(do.Remove), func(parameter string) bool { return slices.Contains(obsolete, parameter) }), current.Removed)
 
 	addChange(planned, args, do, describe(do))
@@ -304,6 +312,14 @@ func planLine(args Args, current State, planned *plan.Plan[State]) {
 	if done.All || len(done.Added) > 0 || len(done.Removed) > 0 {
 		addForget(planned, done, args.Name)
 	}
+}
+
+// ofSomeEntries gives those parameters that an entry has already; only where a loader's tool keeps a line for each kernel can
+// others lack them.
+func ofSomeEntries(entries []bootloader.Entry, parameters []string) []string {
+	return slices.DeleteFunc(slices.Clone(parameters), func(parameter string) bool {
+		return !slices.ContainsFunc(entries, func(entry bootloader.Entry) bool { return slices.Contains(entry.Line, parameter) })
+	})
 }
 
 func describe(do change) []string {

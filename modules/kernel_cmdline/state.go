@@ -5,13 +5,11 @@ package kernelcmdline
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +19,7 @@ import (
 	"github.com/thinkube/infra/modules/internal/ownfile"
 	"github.com/thinkube/infra/modules/internal/pci"
 	"github.com/thinkube/infra/modules/internal/record"
+	"github.com/thinkube/infra/modules/internal/uptime"
 )
 
 // State is what the host was started with, what it will be started with, and what this module did to that.
@@ -55,14 +54,22 @@ type Original struct {
 	Base []string `json:"base,omitempty"`
 }
 
-type host struct{ args Args }
+type host struct {
+	args Args
+	// fault fails a write, and tool is in the place of the boot loaders' tools, in tests.
+	fault func(path string) error
+	tool  func(program string, args ...string) ([]byte, error)
+}
 
 func (h *host) store() record.Store {
-	return record.Open(h.args.root()+record.DefaultRoot, "kernel_cmdline")
+	store := record.Open(h.args.root()+record.DefaultRoot, "kernel_cmdline")
+	store.Fault = h.fault
+
+	return store
 }
 
 func (h *host) reader() bootloader.Reader {
-	reader := bootloader.Reader{Tree: initramfs.Tree{Root: h.args.root()}}
+	reader := bootloader.Reader{Tree: initramfs.Tree{Root: h.args.root(), Tool: h.tool}}
 	if h.args.root() == "" {
 		reader.Sys = "/sys"
 	}
@@ -78,7 +85,14 @@ const (
 
 // Read gets lines, file and records.
 func (h *host) Read(ctx context.Context) (State, error) {
-	state := State{Found: h.reader().Find()}
+	var state State
+
+	var err error
+
+	state.Found, err = h.reader().Find(ctx)
+	if err != nil {
+		return state, err
+	}
 
 	running, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -112,44 +126,20 @@ func (h *host) Read(ctx context.Context) (State, error) {
 	}
 
 	if err == nil && h.args.root() == "" {
-		state.StartedSince, err = startedSince("/proc/stat", state.Entries)
+		state.StartedSince, err = uptime.StartedSince(uptime.StatFile, sources(state.Entries))
 	}
 
 	return state, err
 }
 
-// startedSince tells whether all files with entries are older than the kernel that runs, by the file that says since when
-// that is (proc(5), btime). What has no files is as if it were new.
-func startedSince(stat string, entries []bootloader.Entry) (bool, error) {
-	text, err := os.ReadFile(stat)
-	if err != nil {
-		return false, err
-	}
-
-	_, after, _ := strings.Cut(string(text), "\nbtime ")
-	line, _, _ := strings.Cut(after, "\n")
-
-	since, err := strconv.ParseInt(line, 10, 64)
-	if err != nil {
-		return false, fmt.Errorf("%s does not say when the kernel was started: %w", stat, err)
-	}
-
+// sources gives the files that entries are in; what a tool said has its name there, and counts as new.
+func sources(entries []bootloader.Entry) []string {
+	var paths []string
 	for _, entry := range entries {
-		info, err := os.Stat(entry.Source)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil // a tool's name, or gone by now
-		}
-
-		if err != nil {
-			return false, err
-		}
-
-		if info.ModTime().Unix() >= since {
-			return false, nil
-		}
+		paths = append(paths, entry.Source)
 	}
 
-	return len(entries) > 0, nil
+	return paths
 }
 
 // pickLoader gives the loader that is meant; empty when it is not there.

@@ -113,7 +113,7 @@ options:
     description:
       - How a card is reserved when the host starts. C(initramfs) is a udev rule that is in the initramfs too, made again by
         initramfs-tools or dracut when it is stale; C(udev) is the rule alone, enough where no driver of the card is in the
-        initramfs; C(none) is nothing.
+        initramfs; C(none) is nothing, and an error where nothing is done now either (I(apply_now=false) or I(root)).
       - Functions whose drivers are part of the kernel, or may be (below I(root)), get a systemd unit as well, since those have them
         before any rule. Without systemd there is a warning.
       - With I(state=absent), what stays reserved stays at the stage that it has.
@@ -249,7 +249,9 @@ files:
   elements: str
   sample: [/etc/udev/rules.d/05-thinkube-gpu-vfio.rules]
 reboot_required:
-  description: Whether the host has to start again before it is as wanted.
+  description:
+    - Whether the host has to start again before it is as wanted. It is false, with a warning that says so, where the host has been
+      started with what is prepared and a card is with the host all the same - another start would change nothing.
   returned: success
   type: bool
 reboot_reasons:
@@ -277,9 +279,10 @@ failure:
     code:
       description:
         - The kind of failure.
-        - C(bind_failed) - a function did not change its driver; all of the card have those that they had, and what is prepared for the next start stays.
+        - C(bind_failed) - a function did not change its driver; all of the card have those that they had; the hint says what the next start of the host does.
         - C(boot_display) - the host's display is on the card.
         - C(conflict) - somebody else changed the object while this task did.
+        - C(contained) - it runs in a container from where the host's processes cannot be seen, and a card would have to change its driver now.
         - C(failed) - a step was refused; msg has the reason.
         - C(foreign_file) - a file of the name that this module uses was written by somebody else.
         - C(held_by_driver) - nobody uses the card, and its driver would not let go of it, as NVIDIA's in persistence mode.

@@ -25,7 +25,7 @@ attributes:
 options:
   devices:
     description:
-      - The cards to look at, by PCI address. Left out, all.
+      - The cards to look at, by the PCI addresses of their GPUs. Left out, all. One that the host does not have is an error.
     type: list
     elements: str
   allow_group_members:
@@ -212,6 +212,8 @@ failure:
         - C(internal) - a defect in the module; please report it.
         - C(invalid_argument) - an option's value is refused; nothing was touched.
         - C(needs_collection) - the task needs a second host; run it through the collection, not as a stand-alone program.
+        - C(not_found) - the host has no PCI device of that address.
+        - C(not_gpu) - the address is not that of a GPU.
         - C(timeout) - a deadline has passed.
       type: str
 """

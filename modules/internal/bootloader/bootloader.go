@@ -57,20 +57,52 @@ type Reader struct {
 }
 
 // Find tells which loaders' tools are in charge of the tree, the likeliest first.
-func (r Reader) Find() []string {
+func (r Reader) Find(ctx context.Context) ([]string, error) {
 	// GRUB's files stay where systemd-boot has come after it.
 	bySystemd := strings.HasPrefix(r.started(), "systemd-boot")
+
+	entries, err := r.specEntries()
+	if err != nil {
+		return nil, err
+	}
+
 	has := map[string]bool{
-		Proxmox: r.Tree.Has("proxmox-boot-tool") && r.exists(proxmoxPartitions) && r.exists(kernelCmdline),
+		Proxmox: r.byProxmox() && r.exists(kernelCmdline) && r.proxmoxHasLine(ctx, bySystemd),
 		// It is installed on Pop!_OS always, and used where systemd-boot is.
 		Kernelstub: r.Tree.Has("kernelstub") && r.exists(kernelstubConfig),
 		Grubby:     r.Tree.Has("grubby"),
 		GRUB:       r.Tree.Has("grub-mkconfig") && r.exists(grubConfig) && !bySystemd,
 		// systemd brings the program along everywhere; entries tell that it is used.
-		KernelInstall: r.Tree.Has("kernel-install") && r.hasEntries(),
+		KernelInstall: r.Tree.Has("kernel-install") && len(entries) > 0,
 	}
 
-	return slices.DeleteFunc(slices.Clone(Names), func(name string) bool { return !has[name] })
+	return slices.DeleteFunc(slices.Clone(Names), func(name string) bool { return !has[name] }), nil
+}
+
+// byProxmox tells whether Proxmox's tool fills the partitions that the host is started from.
+func (r Reader) byProxmox() bool {
+	return r.Tree.Has("proxmox-boot-tool") && r.exists(proxmoxPartitions)
+}
+
+// proxmoxHasLine tells whether the line is that of /etc/kernel/cmdline, which systemd-boot is given. With BIOS and with secure
+// boot the tool installs GRUB, which has its parameters from /etc/default. The tool says which it is, for each partition
+// ("ABCD-1234 is configured with: grub (versions: ...)"); where it cannot, as an old one or in a tree that does not run, the line is
+// believed unless something else has started the host.
+func (r Reader) proxmoxHasLine(ctx context.Context, bySystemd bool) bool {
+	out, err := r.Tree.Output(ctx, "proxmox-boot-tool", "status")
+	grub, systemd := false, false
+
+	for line := range strings.Lines(string(out)) {
+		_, with, _ := strings.Cut(line, " is configured with: ")
+		grub = grub || strings.Contains(with, "grub")
+		systemd = systemd || strings.Contains(with, "uefi")
+	}
+
+	if err != nil || grub == systemd {
+		return bySystemd || r.Sys == ""
+	}
+
+	return systemd
 }
 
 func (r Reader) exists(path string) bool {
@@ -96,12 +128,6 @@ func (r Reader) started() string {
 	}
 
 	return strings.ReplaceAll(string(text[4:]), "\x00", "") // its names are of ASCII letters
-}
-
-func (r Reader) hasEntries() bool {
-	entries, err := r.specEntries()
-
-	return err == nil && len(entries) > 0
 }
 
 // DropIn gives the path of the file of additions of that name; empty where a loader has no such place.
@@ -191,14 +217,9 @@ func forRecovery(line []string) bool {
 
 // grubbyEntries reads what grubby(8) prints: a line args="..." for each kernel.
 func (r Reader) grubbyEntries(ctx context.Context) ([]Entry, error) {
-	command, err := r.Tree.Command(ctx, "grubby", "--info=ALL")
+	out, err := r.Tree.Output(ctx, "grubby", "--info=ALL")
 	if err != nil {
 		return nil, err
-	}
-
-	out, err := command.Output()
-	if err != nil {
-		return nil, fmt.Errorf("grubby --info=ALL: %w", err)
 	}
 
 	var entries []Entry
@@ -216,7 +237,10 @@ func (r Reader) grubbyEntries(ctx context.Context) ([]Entry, error) {
 // specEntries reads the entries of https://uapi-group.org/specifications/specs/boot_loader_specification that kernel-install
 // makes for this system: others on the same partition are another system's, or somebody's own.
 func (r Reader) specEntries() ([]Entry, error) {
-	tokens, machine := r.entryTokens()
+	tokens, machine, err := r.entryTokens()
+	if err != nil {
+		return nil, err
+	}
 
 	var entries []Entry
 
@@ -261,11 +285,15 @@ func parseEntry(text string) map[string]string {
 }
 
 // entryTokens gives what the names of this system's entries begin with, as kernel-install(8) picks it, and the machine's id.
-func (r Reader) entryTokens() (tokens []string, machine string) {
-	machine = r.firstLine("/etc/machine-id")
+func (r Reader) entryTokens() (tokens []string, machine string, err error) {
+	machine, err = r.firstLine("/etc/machine-id")
+	if err != nil {
+		return nil, "", err
+	}
 
-	if token := r.firstLine("/etc/kernel/entry-token"); token != "" {
-		return []string{token}, machine
+	token, err := r.firstLine("/etc/kernel/entry-token")
+	if token != "" || err != nil {
+		return []string{token}, machine, err
 	}
 
 	tokens = []string{"Default"}
@@ -273,7 +301,11 @@ func (r Reader) entryTokens() (tokens []string, machine string) {
 		tokens = append(tokens, machine)
 	}
 
-	text, _ := os.ReadFile(r.Tree.Root + "/etc/os-release")
+	text, err := os.ReadFile(r.Tree.Root + "/etc/os-release")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, "", err
+	}
+
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		if value = strings.Trim(value, `"'`); (name == "ID" || name == "IMAGE_ID") && value != "" {
@@ -281,14 +313,19 @@ func (r Reader) entryTokens() (tokens []string, machine string) {
 		}
 	}
 
-	return tokens, machine
+	return tokens, machine, nil
 }
 
-func (r Reader) firstLine(path string) string {
-	text, _ := os.ReadFile(r.Tree.Root + path)
+// firstLine gives a file's first line; empty where there is no such file.
+func (r Reader) firstLine(path string) (string, error) {
+	text, err := os.ReadFile(r.Tree.Root + path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+
 	line, _, _ := strings.Cut(string(text), "\n")
 
-	return strings.TrimSpace(line)
+	return strings.TrimSpace(line), err
 }
 
 // vendorCmdline is the line that a system comes with, which kernel-install takes where an administrator wrote none.
@@ -383,6 +420,9 @@ func (r Reader) kernelstub(ctx context.Context, add, remove []string) error {
 	return nil
 }
 
+// ErrPartly marks a failure after which some of the places that the host is started from may have the new entries.
+var ErrPartly = errors.New("not all entries could be made")
+
 // refreshGRUB makes grub.cfg anew, and puts the old one back when that fails.
 func (r Reader) refreshGRUB(ctx context.Context) error {
 	// The second is what grub-mkconfig writes first, and leaves behind when it fails.
@@ -398,6 +438,14 @@ func (r Reader) refreshGRUB(ctx context.Context) error {
 	}
 
 	err := r.grubMkconfig(ctx)
+	if err == nil && r.byProxmox() {
+		// The partitions that it fills have files of their own.
+		err = r.Tree.Run(ctx, "proxmox-boot-tool", "refresh")
+		if err != nil {
+			err = fmt.Errorf("%w: %w", ErrPartly, err)
+		}
+	}
+
 	if err != nil {
 		err = errors.Join(err, ownfile.Writer{Root: r.Tree.Root}.Undo(before))
 	}
@@ -430,7 +478,7 @@ func (r Reader) grubMkconfig(ctx context.Context) error {
 		}
 	}
 
-	return initramfs.RunToEnd(command)
+	return r.Tree.RunToEnd(command)
 }
 
 // kernelInstall makes the entries of all installed kernels anew.

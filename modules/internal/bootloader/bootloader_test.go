@@ -4,6 +4,7 @@ package bootloader_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -168,14 +169,16 @@ menuentry 'Fedora' {
 			[]string{"kernelstub"}, []bootloader.Entry{{Source: "/etc/kernelstub/configuration", Line: []string{"quiet", "splash"}}},
 		},
 		"proxmox": {
-			map[string]string{"/usr/sbin/proxmox-boot-tool": "", "/etc/kernel/proxmox-boot-uuids": "ABCD\n", "/etc/kernel/cmdline": "root=ZFS=rpool boot=zfs\n", "/usr/sbin/grub-mkconfig": "", "/boot/grub/grub.cfg": grubConfig},
+			map[string]string{"/usr/sbin/proxmox-boot-tool": "", "/etc/kernel/proxmox-boot-uuids": "ABCD\n", "/etc/kernel/cmdline": "root=ZFS=rpool boot=zfs\n", "status": "ABCD is configured with: uefi (versions: 6.8)", "/usr/sbin/grub-mkconfig": "", "/boot/grub/grub.cfg": grubConfig},
 			[]string{"proxmox-boot-tool", "grub"}, []bootloader.Entry{{Source: "/etc/kernel/cmdline", Line: []string{"root=ZFS=rpool", "boot=zfs"}}},
 		},
 		"kernel-install without entries is not in charge": {map[string]string{"/usr/bin/kernel-install": ""}, []string{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			reader := tree(t, each.files)
-			found := reader.Find()
+			reader.Tree.Tool = func(program string, args ...string) ([]byte, error) { return []byte(each.files["status"]), nil }
+			found, err := reader.Find(t.Context())
+			require.NoError(t, err)
 			assert.Equal(t, each.found, found)
 
 			if len(found) > 0 {
@@ -204,10 +207,74 @@ func TestGRUBsFilesAreNotBelievedWhereSystemdBootStartsTheHost(t *testing.T) {
 			"/boot/efi/loader/entries/0a-6.1.conf":                                      "linux /vmlinuz\noptions root=UUID=1\n",
 			"/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f": info(name),
 		})
-		assert.Equal(t, []string{"grub", "kernel-install"}, reader.Find(), "a tree that does not run")
+		got, err := reader.Find(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, []string{"grub", "kernel-install"}, got, "a tree that does not run")
 
 		reader.Sys = reader.Tree.Root + "/sys"
-		assert.Equal(t, found, reader.Find(), name)
+		got, err = reader.Find(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, found, got, name)
+	}
+}
+
+// TestWhoStartsAProxmoxIsAskedOfItsTool: with BIOS and secure boot it is GRUB, and /etc/kernel/cmdline is read by nobody.
+func TestWhoStartsAProxmoxIsAskedOfItsTool(t *testing.T) {
+	const both, systemd = "AB is configured with: uefi (versions: 6.8), grub (versions: 6.8)\n", "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+	for name, each := range map[string]struct {
+		status string
+		fails  bool
+		info   string
+		found  []string
+	}{
+		"systemd-boot":                    {status: "System currently booted with uefi\nAB is configured with: uefi (versions: 6.8)\n", found: []string{"proxmox-boot-tool", "grub"}},
+		"GRUB by BIOS":                    {status: "System currently booted with legacy bios\nAB is configured with: grub (versions: 6.8)\nWARN: CD does not exist\n", found: []string{"grub"}},
+		"GRUB by secure boot":             {status: "System currently booted with uefi\nAB is configured with: grub (versions: 6.8)\n", found: []string{"grub"}},
+		"both, started by GRUB":           {status: both, found: []string{"grub"}},
+		"both, started by systemd-boot":   {status: both, info: "systemd-boot 252", found: []string{"proxmox-boot-tool"}},
+		"a tool that fails":               {fails: true, found: []string{"grub"}},
+		"a tool that fails, systemd-boot": {fails: true, info: "systemd-boot 252", found: []string{"proxmox-boot-tool"}},
+	} {
+		files := map[string]string{
+			"/usr/sbin/proxmox-boot-tool": "", "/etc/kernel/proxmox-boot-uuids": "AB\n", "/etc/kernel/cmdline": "root=ZFS=rpool\n", "/usr/sbin/grub-mkconfig": "", "/boot/grub/grub.cfg": grubConfig,
+		}
+		if each.info != "" {
+			files[systemd] = "1234" + each.info
+		}
+
+		reader := tree(t, files)
+		reader.Sys = reader.Tree.Root + "/sys"
+
+		var ran []string
+
+		reader.Tree.Tool = func(program string, args ...string) ([]byte, error) {
+			ran = append(ran, program+" "+args[0])
+			if each.fails {
+				return nil, errors.New("no such command")
+			}
+
+			return []byte(each.status), nil
+		}
+
+		found, err := reader.Find(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, each.found, found, name)
+
+		if found[0] == bootloader.GRUB && !each.fails {
+			ran = nil
+			require.NoError(t, reader.Refresh(t.Context(), bootloader.GRUB, nil, nil))
+			assert.Equal(t, []string{"grub-mkconfig -o", "proxmox-boot-tool refresh"}, ran, name)
+		}
+	}
+}
+
+func TestWhatCannotBeReadIsNotTakenForNothing(t *testing.T) {
+	for _, path := range []string{"/etc/machine-id", "/etc/kernel/entry-token", "/etc/os-release"} {
+		reader := tree(t, map[string]string{"/usr/bin/kernel-install": "", path + "/it is a folder": ""})
+
+		_, err := reader.Find(t.Context())
+		assert.Error(t, err, path)
 	}
 }
 

@@ -27,7 +27,21 @@ const (
 )
 
 // Tree is a system: the host's own, or one below Root that is not running, such as one being installed.
-type Tree struct{ Root string }
+type Tree struct {
+	Root string
+	// Fault is called before each write and removal, for tests that have it fail.
+	Fault func(path string) error
+	// Tool runs in place of the tree's programs and gives what they say; in tests, which have none. Decompressors are real.
+	Tool func(program string, args ...string) ([]byte, error)
+}
+
+func (t Tree) fault(path string) error {
+	if t.Fault == nil {
+		return nil
+	}
+
+	return t.Fault(path)
+}
 
 // Image is one initramfs.
 type Image struct {
@@ -265,17 +279,40 @@ func (t Tree) Run(ctx context.Context, program string, args ...string) error {
 		return err
 	}
 
-	return RunToEnd(command)
+	return t.RunToEnd(command)
 }
 
-// RunToEnd runs a prepared program. The error has the last lines that it said.
-func RunToEnd(command *exec.Cmd) error {
-	out, err := command.CombinedOutput()
+// RunToEnd runs a program that Command has prepared. The error has the last lines that it said.
+func (t Tree) RunToEnd(command *exec.Cmd) error {
+	out, err := t.tool(command, command.CombinedOutput)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", filepath.Base(command.Path), strings.Join(command.Args[1:], " "), err, tail(out))
 	}
 
 	return nil
+}
+
+// Output runs a program of the tree and gives what it prints.
+func (t Tree) Output(ctx context.Context, program string, args ...string) ([]byte, error) {
+	command, err := t.Command(ctx, program, args...)
+	if err != nil {
+		return nil, err
+	}
+
+	out, err := t.tool(command, command.Output)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", program, strings.Join(args, " "), err)
+	}
+
+	return out, nil
+}
+
+func (t Tree) tool(command *exec.Cmd, run func() ([]byte, error)) ([]byte, error) {
+	if t.Tool != nil {
+		return t.Tool(filepath.Base(command.Path), command.Args[1:]...)
+	}
+
+	return run()
 }
 
 // tail gives the last lines of what a program said, which is where it says why it failed.

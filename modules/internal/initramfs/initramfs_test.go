@@ -7,7 +7,6 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -16,33 +15,11 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/modules/internal/initramfstest"
 )
 
-// archive writes the newc format; the pairs are names and contents.
-func archive(pairs ...string) []byte {
-	var out bytes.Buffer
-
-	for i := 0; i+1 < len(pairs)+2; i += 2 {
-		name, content := trailer, ""
-		if i < len(pairs) {
-			name, content = pairs[i], pairs[i+1]
-		}
-
-		fmt.Fprintf(&out, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", i, 0o100644, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0)
-		out.WriteString(name + "\x00")
-		pad(&out)
-		out.WriteString(content)
-		pad(&out)
-	}
-
-	return out.Bytes()
-}
-
-func pad(out *bytes.Buffer) {
-	for out.Len()%4 != 0 {
-		out.WriteByte(0)
-	}
-}
+var archive = initramfstest.Archive
 
 func gzipped(t *testing.T, plain []byte) []byte {
 	t.Helper()
@@ -147,12 +124,12 @@ func TestKeepPutsAnImageBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "initrd.img-1")
 	require.NoError(t, os.WriteFile(path, []byte("old"), 0o600))
 
-	saved, err := keep("", Image{Path: path})
+	saved, err := Tree{}.keep(Image{Path: path})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(path+".new", []byte("new"), 0o600))
 	require.NoError(t, os.Rename(path+".new", path))
-	require.NoError(t, saved.restore())
-	saved.drop()
+	require.NoError(t, Tree{}.restore(saved))
+	Tree{}.drop(saved)
 
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -174,4 +151,40 @@ func TestLeftoversOfARunThatWasKilled(t *testing.T) {
 	found, err := tree.Leftovers()
 	require.NoError(t, err)
 	assert.Equal(t, []string{"/boot/.thinkube-initrd.img-1", "/boot/initramfs-2.img.thinkube-new"}, found)
+}
+
+// TestWhatCannotBePutBackIsKept: the saved image is the only one that is known to be good.
+func TestWhatCannotBePutBackIsKept(t *testing.T) {
+	root := t.TempDir()
+	for path, content := range map[string]string{"/usr/share/initramfs-tools/hook-functions": "", "/usr/sbin/update-initramfs": "", "/boot/initrd.img-1": "old"} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(root+path), 0o755))
+		require.NoError(t, os.WriteFile(root+path, []byte(content), 0o600))
+	}
+
+	tree := Tree{Root: root, Tool: func(string, ...string) ([]byte, error) {
+		return nil, errors.Join(os.Remove(root+"/boot/initrd.img-1"), os.WriteFile(root+"/boot/initrd.img-1", []byte("bad"), 0o600))
+	}}
+	images := []Image{{Path: "/boot/initrd.img-1", Release: "1"}}
+	refuse := func(context.Context, *Image) error { return errors.New("refused") }
+
+	require.ErrorContains(t, tree.Remake(t.Context(), images, refuse), "refused")
+
+	text, err := os.ReadFile(root + "/boot/initrd.img-1")
+	require.NoError(t, err)
+	assert.Equal(t, "old", string(text))
+	assert.NoFileExists(t, root+"/boot/.thinkube-initrd.img-1")
+
+	tree.Fault = func(path string) error {
+		if path == root+"/boot/initrd.img-1" {
+			return errors.New("no")
+		}
+
+		return nil
+	}
+
+	require.ErrorContains(t, tree.Remake(t.Context(), images, refuse), `the old initramfs is "`+root+`/boot/.thinkube-initrd.img-1"`)
+
+	text, err = os.ReadFile(root + "/boot/.thinkube-initrd.img-1")
+	require.NoError(t, err)
+	assert.Equal(t, "old", string(text))
 }

@@ -23,15 +23,20 @@ func (t Tree) Remake(ctx context.Context, images []Image, check func(ctx context
 	defer func() {
 		for _, each := range slices.Backward(kept) {
 			if err != nil {
-				err = errors.Join(err, t.putBack(context.WithoutCancel(ctx), each))
+				undo := t.putBack(context.WithoutCancel(ctx), each)
+				err = errors.Join(err, undo)
+
+				if undo != nil {
+					continue // what is saved may be the only one that is good
+				}
 			}
 
-			each.drop()
+			t.drop(each)
 		}
 	}()
 
 	for _, image := range images {
-		saved, err := keep(t.Root, image)
+		saved, err := t.keep(image)
 		if err != nil {
 			return fmt.Errorf("keeping the old initramfs %q: %w", image.Path, err)
 		}
@@ -61,6 +66,10 @@ func (t Tree) remake(ctx context.Context, image Image) error {
 
 	err := t.Run(ctx, "dracut", "--force", fresh, image.Release)
 	if err == nil {
+		err = t.fault(image.Path)
+	}
+
+	if err == nil {
 		err = os.Rename(t.Root+fresh, t.Root+image.Path)
 	}
 
@@ -76,7 +85,7 @@ const afterUpdate = "/etc/initramfs/post-update.d"
 
 // putBack restores an image, and has those copy it that may have copied the one in its place.
 func (t Tree) putBack(ctx context.Context, saved backup) error {
-	err := saved.restore()
+	err := t.restore(saved)
 	if err != nil || t.Generator() != InitramfsTools || !t.exists(afterUpdate) {
 		return err
 	}
@@ -121,14 +130,23 @@ type backup struct {
 const savedPrefix = ".thinkube-"
 
 // keep saves an image beside it: by a second name where the file system has those, or by a copy.
-func keep(root string, image Image) (backup, error) {
-	whole := root + image.Path
+func (t Tree) keep(image Image) (backup, error) {
+	whole := t.Root + image.Path
 	saved := path.Join(path.Dir(whole), savedPrefix+path.Base(whole))
 	_ = os.Remove(saved) // of a run that was killed
 
-	err := os.Link(whole, saved)
+	err := t.fault(saved)
+	if err != nil {
+		return backup{}, err
+	}
+
+	err = os.Link(whole, saved)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = copyFile(whole, saved)
+	}
+
+	if err != nil {
+		_ = os.Remove(saved) // a copy that was cut off
 	}
 
 	return backup{image, whole, saved}, err
@@ -178,6 +196,22 @@ func copyFile(from, to string) (err error) {
 	return errors.Join(err, out.Sync(), out.Close())
 }
 
-func (b backup) restore() error { return os.Rename(b.saved, b.path) }
+func (t Tree) restore(b backup) error {
+	err := t.fault(b.path)
+	if err == nil {
+		err = os.Rename(b.saved, b.path)
+	}
 
-func (b backup) drop() { _ = os.Remove(b.saved) }
+	if err != nil {
+		return fmt.Errorf("the old initramfs is %q, and cannot be put into its place: %w", b.saved, err)
+	}
+
+	return nil
+}
+
+// drop leaves what it cannot remove to the next run, see Leftovers.
+func (t Tree) drop(b backup) {
+	if t.fault(b.saved) == nil {
+		_ = os.Remove(b.saved)
+	}
+}

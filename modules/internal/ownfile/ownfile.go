@@ -108,20 +108,26 @@ func (w Writer) put(path string, file *File, madeFolder bool) error {
 		return err
 	}
 
-	if have == nil && file == nil || have != nil && file != nil && *have == *file {
+	full := w.Root + path
+
+	if have == nil && file == nil {
+		if madeFolder {
+			_ = os.Remove(filepath.Dir(full)) // of a write that failed after that
+		}
+
 		return nil
 	}
 
-	if w.Fault != nil {
-		err = w.Fault(path)
+	if have != nil && file != nil && *have == *file {
+		return nil
+	}
+
+	if file == nil {
+		err = w.fault(path)
 		if err != nil {
 			return err
 		}
-	}
 
-	full := w.Root + path
-
-	if file == nil {
 		err = os.Remove(full)
 		if err == nil {
 			err = syncFolder(filepath.Dir(full))
@@ -135,11 +141,23 @@ func (w Writer) put(path string, file *File, madeFolder bool) error {
 	}
 
 	err = os.MkdirAll(filepath.Dir(full), 0o755)
+	if err == nil {
+		err = w.fault(path)
+	}
+
 	if err != nil {
 		return err
 	}
 
 	return replace(full, *file)
+}
+
+func (w Writer) fault(path string) error {
+	if w.Fault == nil {
+		return nil
+	}
+
+	return w.Fault(path)
 }
 
 // replace puts a file in place that is there as a whole or not at all, also after a loss of power.

@@ -19,6 +19,9 @@ type System struct {
 	Drivers []string `json:"drivers,omitempty"`
 	// ReadOnly tells that sysfs cannot be written, as in a container.
 	ReadOnly bool `json:"read_only,omitempty"`
+	// Contained tells that the host's processes cannot be seen, as in a container with processes of its own: who uses a device is
+	// not known.
+	Contained bool `json:"contained,omitempty"`
 	// VFIOGroups are the IOMMU groups that have a node for VFIO, /dev/vfio/GROUP.
 	VFIOGroups []string `json:"vfio_groups,omitempty"`
 }
@@ -153,12 +156,17 @@ func (s System) IsCard(address string) bool {
 	}
 
 	vendor, _, _ := strings.Cut(device.ID, ":")
+
+	return !s.OfProcessor(address) && slices.Contains(cardMakers[device.Class[:2]], vendor)
+}
+
+// OfProcessor tells what is part of the processor's chip.
+func (s System) OfProcessor(address string) bool {
 	domain, rest, _ := strings.Cut(address, ":")
-	ofProcessor := domain == "0000" && strings.HasPrefix(rest, "00:") || slices.ContainsFunc(s.Functions(Slot(address)), func(other string) bool {
+
+	return domain == "0000" && strings.HasPrefix(rest, "00:") || slices.ContainsFunc(s.Functions(Slot(address)), func(other string) bool {
 		return strings.HasPrefix(s.Device(other).Class, classSecurity)
 	})
-
-	return !ofProcessor && slices.Contains(cardMakers[device.Class[:2]], vendor)
 }
 
 // Kind says in words what a device is.

@@ -50,6 +50,10 @@ func (r Reader) Read() (System, error) {
 
 	err = errors.Join(r.readHost(&system), r.readFramebuffers(&system))
 	if err == nil && !r.WithoutUsers {
+		system.Contained, err = r.contained()
+	}
+
+	if err == nil && !r.WithoutUsers {
 		err = r.readUsers(&system)
 	}
 

@@ -3,6 +3,7 @@
 package pci_test
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -123,6 +124,31 @@ func TestReadFindsWhoUsesACard(t *testing.T) {
 	system := read(t, kernel)
 	assert.Equal(t, []pci.User{{41, "/usr/bin/Xorg", "/dev/dri/card1"}, {43, "cuda", "/dev/nvidia0"}}, system.Device("0000:01:00.0").Users)
 	assert.Equal(t, []pci.User{{42, "pipewire", "/dev/snd/controlC0"}}, system.Device("0000:01:00.1").Users)
+}
+
+// TestReadFindsANodeThatIsElsewhere by its number: /dev/null is the card's here. And one that was mapped and closed again.
+func TestReadFindsANodeThatIsElsewhere(t *testing.T) {
+	kernel := pcitest.TwoCards(t)
+	kernel.Put(t, "/sys/devices/pci0000:00/0000:01:00.0/drm/card1/uevent", "MAJOR=1\nMINOR=3\nDEVNAME=dri/card1\n")
+	kernel.Open(t, 41, "container", "/dev/null")
+	kernel.Open(t, 42, "another", "/dev/zero")
+	kernel.Put(t, "/proc/43/cmdline", "mapped\x00")
+	kernel.Put(t, "/proc/43/maps", "7f0000000000-7f0000001000 rw-s 00000000 00:06 123                        /dev/dri/card1\n7f00-7f01 r--p 0 0:6 1 /dev/dri/card10\n")
+	require.NoError(t, os.MkdirAll(kernel.Root+"/proc/43/fd", 0o755))
+
+	assert.Equal(t, []pci.User{{PID: 41, Command: "container", Node: "/dev/dri/card1"}, {PID: 43, Command: "mapped", Node: "/dev/dri/card1"}},
+		read(t, kernel).Device("0000:01:00.0").Users)
+}
+
+func TestReadTellsAContainerWithProcessesOfItsOwn(t *testing.T) {
+	for namespace, contained := range map[string]bool{"": false, "pid:[4026531836]": false, "pid:[4026532281]": true} {
+		kernel := pcitest.TwoCards(t)
+		if namespace != "" {
+			kernel.Link(t, "/proc/self/ns/pid", namespace)
+		}
+
+		assert.Equal(t, contained, read(t, kernel).Contained, namespace)
+	}
 }
 
 func TestReadFindsWhatTheKernelUsesWithoutAProcess(t *testing.T) {

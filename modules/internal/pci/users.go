@@ -3,6 +3,7 @@
 package pci
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -18,14 +19,29 @@ import (
 type node struct {
 	path         string // empty for a network interface
 	major, minor uint32 // 0, 0 when the kernel does not say it
+	block        bool   // otherwise a character device
 	folder       string // in sysfs; empty for one that has none there
 	isNet        bool
+}
+
+// hostProcesses is the host's own PID namespace, which has the same number on every host (PROC_PID_INIT_INO of
+// include/linux/proc_ns.h).
+const hostProcesses = "pid:[4026531836]"
+
+// contained tells whether processes of the host are out of sight.
+func (r Reader) contained() (bool, error) {
+	namespace, err := os.Readlink(r.Root + "/proc/self/ns/pid")
+	if gone(err) {
+		return false, nil // a kernel without such namespaces, or a tree that was captured
+	}
+
+	return namespace != hostProcesses, err
 }
 
 // readUsers finds the nodes of the GPUs and what is related to them, and who has one open.
 func (r Reader) readUsers(system *System) error {
 	owners := map[string]*Device{} // by the node's path
-	nodes := map[string][]node{}   // by its last part
+	nodes := []node{}
 
 	for _, address := range system.Related() {
 		device := system.Device(address)
@@ -46,7 +62,7 @@ func (r Reader) readUsers(system *System) error {
 			// A group's node belongs to all its devices. The first stands for them.
 			if owners[each.path] == nil {
 				owners[each.path] = device
-				nodes[filepath.Base(each.path)] = append(nodes[filepath.Base(each.path)], each)
+				nodes = append(nodes, each)
 			}
 
 			device.Nodes = append(device.Nodes, each.path)
@@ -110,12 +126,29 @@ func (r Reader) readNodes(device Device) ([]node, error) {
 	}
 
 	if IsVFIO(device.Driver) && device.Group != "" {
-		found = append(found, node{path: "/dev/vfio/" + device.Group})
+		group, err := r.groupNode(device.Group)
+		if err != nil {
+			return nil, err
+		}
+
+		found = append(found, group)
 	}
 
 	nvidia, err := r.nvidiaNode(device.Address)
-	if nvidia != "" {
-		found = append(found, node{path: nvidia})
+	if nvidia.path != "" {
+		found = append(found, nvidia)
+	}
+
+	return found, err
+}
+
+// groupNode gives the node that VFIO has for an IOMMU group.
+func (r Reader) groupNode(group string) (node, error) {
+	text, err := readText(r.Root + "/sys/class/vfio/" + group + "/dev")
+	found := node{path: "/dev/vfio/" + group}
+
+	if err == nil && text != "" {
+		_, err = fmt.Sscanf(text, "%d:%d", &found.major, &found.minor)
 	}
 
 	return found, err
@@ -128,7 +161,7 @@ func readUevent(path string) (node, error) {
 		return node{}, err
 	}
 
-	found := node{folder: filepath.Dir(path)}
+	found := node{folder: filepath.Dir(path), block: strings.Contains(path, "/block/")}
 
 	for _, line := range strings.Split(text, "\n") {
 		name, value, _ := strings.Cut(line, "=")
@@ -155,25 +188,30 @@ func readUevent(path string) (node, error) {
 	return found, nil
 }
 
+// nvidiaMajor is the number of NVIDIA's nodes (Documentation/admin-guide/devices.txt).
+const nvidiaMajor = 195
+
 // nvidiaNode gives the node of NVIDIA's own driver, whose number its folder in /proc says.
-func (r Reader) nvidiaNode(address string) (string, error) {
+func (r Reader) nvidiaNode(address string) (node, error) {
 	text, err := readText(r.Root + "/proc/driver/nvidia/gpus/" + address + "/information")
 	if err != nil {
-		return "", err
+		return node{}, err
 	}
 
 	for _, line := range strings.Split(text, "\n") {
 		name, value, _ := strings.Cut(line, ":")
 		if strings.TrimSpace(name) == "Device Minor" {
-			return "/dev/nvidia" + strings.TrimSpace(value), nil
+			minor, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
+
+			return node{path: fmt.Sprintf("/dev/nvidia%d", minor), major: nvidiaMajor, minor: uint32(minor)}, err
 		}
 	}
 
-	return "", nil
+	return node{}, nil
 }
 
 // readOpen goes through the open files of all processes.
-func (r Reader) readOpen(nodes map[string][]node) ([]User, error) {
+func (r Reader) readOpen(nodes []node) ([]User, error) {
 	pids, err := list(r.Root + "/proc")
 	if err != nil {
 		return nil, err
@@ -211,8 +249,8 @@ func (r Reader) readOpen(nodes map[string][]node) ([]User, error) {
 	return users, nil
 }
 
-// openBy gives the nodes that a process has open, each once.
-func (r Reader) openBy(pid string, nodes map[string][]node) ([]string, error) {
+// openBy gives the nodes that a process has open, or has mapped and closed again, each once.
+func (r Reader) openBy(pid string, nodes []node) ([]string, error) {
 	folder := filepath.Join(r.Root, "/proc", pid, "fd")
 
 	entries, err := os.ReadDir(folder)
@@ -238,28 +276,55 @@ func (r Reader) openBy(pid string, nodes map[string][]node) ([]string, error) {
 			return nil, err
 		}
 
-		for _, each := range nodes[filepath.Base(target)] {
-			if each.is(target, file) && !slices.Contains(found, each.path) {
+		number := numberOf(target, file)
+
+		for _, each := range nodes {
+			if each.is(target, number) && !slices.Contains(found, each.path) {
 				found = append(found, each.path)
 			}
+		}
+	}
+
+	maps, err := os.ReadFile(filepath.Join(r.Root, "/proc", pid, "maps"))
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+
+	for _, each := range nodes {
+		if bytes.Contains(maps, []byte(" "+each.path+"\n")) && !slices.Contains(found, each.path) {
+			found = append(found, each.path)
 		}
 	}
 
 	return found, nil
 }
 
-// is tells whether an open file is the node: by path or, since a container may have it elsewhere, by number.
-func (n node) is(target, file string) bool {
-	if target == n.path {
-		return true
+// number is that of an open device.
+type number struct {
+	major, minor uint32
+	block        bool
+}
+
+// numberOf gives an open file's number as a device; nothing for others. It asks for what the kernel has at hand: a server of
+// files that does not answer is not waited for.
+func numberOf(target, file string) number {
+	if !strings.HasPrefix(target, "/") {
+		return number{} // a socket, a pipe
 	}
 
-	var stat unix.Stat_t
+	var stat unix.Statx_t
 
-	err := unix.Stat(file, &stat)
+	err := unix.Statx(unix.AT_FDCWD, file, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &stat)
+	if kind := stat.Mode & unix.S_IFMT; err != nil || kind != unix.S_IFCHR && kind != unix.S_IFBLK {
+		return number{}
+	}
 
-	return err == nil && stat.Mode&unix.S_IFMT == unix.S_IFCHR && n.major != 0 &&
-		unix.Major(uint64(stat.Rdev)) == n.major && unix.Minor(uint64(stat.Rdev)) == n.minor
+	return number{stat.Rdev_major, stat.Rdev_minor, stat.Mode&unix.S_IFMT == unix.S_IFBLK}
+}
+
+// is tells whether an open file is the node: by path or, since a container may have it elsewhere, by number.
+func (n node) is(target string, has number) bool {
+	return target == n.path || n.major != 0 && has == number{n.major, n.minor, n.block}
 }
 
 // command gives a process's command line, or its name where it has none.

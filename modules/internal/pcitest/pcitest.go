@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -52,6 +53,7 @@ func New(t testing.TB, functions ...Function) *Kernel {
 	kernel.Put(t, "/sys/firmware/acpi/tables/DMAR", "")
 	kernel.Put(t, "/sys/class/iommu/dmar0/x", "")
 	kernel.Put(t, "/proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n")
+	kernel.Started(t, time.Unix(0, 0))
 	kernel.Put(t, "/proc/iomem", "00000000-00000fff : Reserved\n")
 
 	for _, function := range functions {
@@ -66,6 +68,12 @@ func (k *Kernel) Put(t testing.TB, path, content string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Dir(k.Root+path), 0o755))
 	require.NoError(t, os.WriteFile(k.Root+path, []byte(content), 0o644))
+}
+
+// Started says when the kernel was started: at first, before all files.
+func (k *Kernel) Started(t testing.TB, at time.Time) {
+	t.Helper()
+	k.Put(t, "/proc/stat", fmt.Sprintf("cpu  1 2\nbtime %d\n", at.Unix()))
 }
 
 // Link makes a symbolic link in the tree.

@@ -18,7 +18,11 @@ import (
 const DefaultRoot = "/var/lib/thinkube"
 
 // Store holds the records of one module.
-type Store struct{ dir string }
+type Store struct {
+	dir string
+	// Fault is called before each write and removal, for tests that have it fail.
+	Fault func(path string) error
+}
 
 // Open gives the store of a module. Nothing is created until something is kept.
 func Open(root, module string) Store { return Store{dir: filepath.Join(root, module)} }
@@ -69,6 +73,13 @@ func (s Store) create(path string, text []byte) error {
 // write writes a new file to the disk, and has it put into its place.
 func (s Store) write(text []byte, place func(fresh string) error) error {
 	err := os.MkdirAll(s.dir, 0o700)
+	if err != nil {
+		return err
+	}
+
+	defer s.tidy() // a write that failed may be the only one
+
+	err = s.fault("new record")
 	if err != nil {
 		return err
 	}
@@ -129,16 +140,32 @@ func ReadOrigin[T any](s Store, object string) (Origin[T], error) {
 
 // Forget removes the record, and the folders that are empty then, so that a rollback leaves nothing behind.
 func (s Store) Forget(object string) error {
-	err := os.Remove(s.path(object))
+	err := s.fault(s.path(object))
+	if err == nil {
+		err = os.Remove(s.path(object))
+	}
+
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the record of %q: %w", object, err)
 	}
 
-	// A folder with other records in it refuses, as it should.
-	_ = os.Remove(s.dir)
-	_ = os.Remove(filepath.Dir(s.dir))
+	s.tidy()
 
 	return nil
+}
+
+// tidy removes the folders when they are empty. One with records in it refuses, as it should.
+func (s Store) tidy() {
+	_ = os.Remove(s.dir)
+	_ = os.Remove(filepath.Dir(s.dir))
+}
+
+func (s Store) fault(path string) error {
+	if s.Fault == nil {
+		return nil
+	}
+
+	return s.Fault(path)
 }
 
 func (s Store) path(object string) string {

@@ -15,7 +15,7 @@ import (
 // Kind names a reason why a card cannot be reserved.
 type Kind string
 
-// The reasons, the gravest first.
+// The reasons.
 const (
 	IOMMUOffFirmware Kind = "iommu_off_firmware"
 	IOMMUOffKernel   Kind = "iommu_off_kernel"
@@ -27,8 +27,17 @@ const (
 	HeldByDriver     Kind = "held_by_driver"
 )
 
-// byGravity has them in this order.
-var byGravity = []Kind{IOMMUOffFirmware, IOMMUOffKernel, Lost, VirtualFunctions, NotIsolated, BootDisplay, InUse, HeldByDriver}
+// Reasons that are not of a card by itself.
+const (
+	NotFound    Kind = "not_found"
+	NotGPU      Kind = "not_gpu"
+	LastDisplay Kind = "last_display"
+	NoDriver    Kind = "no_driver"
+	Contained   Kind = "contained"
+)
+
+// byGravity has them so that those come first which no restart of the host mends.
+var byGravity = []Kind{IOMMUOffFirmware, Lost, VirtualFunctions, NotIsolated, BootDisplay, LastDisplay, NoDriver, IOMMUOffKernel, InUse, HeldByDriver}
 
 // CompareGravity puts the graver of two reasons first.
 func CompareGravity(a, b Kind) int { return slices.Index(byGravity, a) - slices.Index(byGravity, b) }
@@ -93,15 +102,19 @@ func CheckIOMMU(system *pci.System) *Refusal {
 	}
 }
 
-// Check tells why a card cannot be reserved, everything at once; nothing when it can.
+// Check tells why a card cannot be reserved, everything at once; nothing when it can. While the IOMMU is off nobody knows the
+// groups, and the restart that it needs ends users and who shows a picture, and may bring back what is lost.
 func Check(system *pci.System, gpu string, wish Wish) []Refusal {
-	if refusal := CheckIOMMU(system); refusal != nil {
-		return []Refusal{*refusal}
-	}
+	checks := []func(*pci.System, string, Wish) *Refusal{checkLost, checkVFs, checkIsolation, checkDisplay, checkUsers, checkHeld}
 
 	var found []Refusal
 
-	for _, check := range []func(*pci.System, string, Wish) *Refusal{checkLost, checkVFs, checkIsolation, checkDisplay, checkUsers, checkHeld} {
+	if refusal := CheckIOMMU(system); refusal != nil {
+		found = append(found, *refusal)
+		checks = []func(*pci.System, string, Wish) *Refusal{checkVFs, checkBootDisplay}
+	}
+
+	for _, check := range checks {
 		if refusal := check(system, gpu, wish); refusal != nil {
 			found = append(found, *refusal)
 		}
@@ -219,6 +232,17 @@ func ShowsHost(device pci.Device) string {
 	return ""
 }
 
+// Displays gives the GPUs that a desktop can show itself on: those that answer, are with the host, and are no management
+// controller's, whose screen is in a browser somewhere else.
+func Displays(system *pci.System) []string {
+	return slices.DeleteFunc(system.GPUs(), func(address string) bool {
+		device := system.Device(address)
+		local := system.IsCard(address) || system.OfProcessor(address)
+
+		return !device.IsDisplay() || device.Lost || pci.IsVFIO(device.Driver) || device.PhysFn != "" || !local
+	})
+}
+
 func checkDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
 	if wish.AllowBootDisplay {
 		return nil
@@ -235,6 +259,18 @@ func checkDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
 	}
 
 	return nil
+}
+
+// checkBootDisplay asks for what a card is at every start only.
+func checkBootDisplay(system *pci.System, gpu string, wish Wish) *Refusal {
+	started := *system
+	started.Devices = slices.Clone(system.Devices)
+
+	for i := range started.Devices {
+		started.Devices[i].Connectors = nil
+	}
+
+	return checkDisplay(&started, gpu, wish)
 }
 
 func checkUsers(system *pci.System, gpu string, wish Wish) *Refusal {

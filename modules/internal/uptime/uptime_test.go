@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kernelcmdline
+package uptime_test
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/thinkube/infra/modules/internal/bootloader"
+	"github.com/thinkube/infra/modules/internal/uptime"
 )
 
 func TestWhetherTheHostHasStartedSince(t *testing.T) {
@@ -28,8 +28,8 @@ func TestWhetherTheHostHasStartedSince(t *testing.T) {
 	}
 
 	for _, each := range []struct {
-		sources []string
-		since   bool
+		paths []string
+		since bool
 	}{
 		{[]string{older}, true},
 		{[]string{older, newer}, false},
@@ -37,18 +37,13 @@ func TestWhetherTheHostHasStartedSince(t *testing.T) {
 		{[]string{"grubby"}, false},
 		{nil, false},
 	} {
-		var entries []bootloader.Entry
-		for _, source := range each.sources {
-			entries = append(entries, bootloader.Entry{Source: source})
-		}
-
-		since, err := startedSince(stat, entries)
+		since, err := uptime.StartedSince(stat, each.paths)
 		require.NoError(t, err)
-		assert.Equal(t, each.since, since, "%v", each.sources)
+		assert.Equal(t, each.since, since, "%v", each.paths)
 	}
 
 	require.NoError(t, os.WriteFile(stat, []byte("cpu  1 2\n"), 0o600))
 
-	_, err := startedSince(stat, nil)
+	_, err := uptime.StartedSince(stat, nil)
 	require.ErrorContains(t, err, "does not say when the kernel was started")
 }
