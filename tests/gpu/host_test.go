@@ -4,6 +4,7 @@ package gpu
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -24,8 +25,8 @@ type host struct {
 	site          *site
 	name, folder  string
 	address, port string
-	// broken hosts do not come back from a restart.
-	broken bool
+	// broken hosts do not come back from a restart, and stubborn ones come back with the card held as before.
+	broken, stubborn bool
 
 	mutex sync.Mutex
 	power io.Closer // the host ends when it is closed, also by the end of this process
@@ -89,7 +90,7 @@ mount --bind $host/sys /sys
 mount -t tmpfs -o mode=755 tmpfs /run; mkdir -m 755 /run/sshd
 mount -t tmpfs -o mode=755 tmpfs /usr/local/sbin; cp $host/shutdown /usr/local/sbin
 [ ! -e /sbin/shutdown ] || mount --bind $host/shutdown /sbin/shutdown
-for file in cmdline cpuinfo iomem; do mount --bind $host/proc/$file /proc/$file; done
+for file in cmdline cpuinfo iomem stat; do mount --bind $host/proc/$file /proc/$file; done
 mount --bind $host/proc/boot_id /proc/sys/kernel/random/boot_id
 { read word <&3 || while kill -TERM 1; do sleep 0.1; done; } &
 exec "$2" -D -e -f $host/sshd_config`
@@ -155,6 +156,8 @@ func (h *host) follow(life *exec.Cmd, ended chan struct{}) {
 	if h.broken {
 		return
 	}
+
+	time.Sleep(time.Second) // what was written before is older than this start
 
 	h.site.note(h.name + " up")
 
@@ -233,7 +236,7 @@ func (h *host) writeKernel() error {
 	root := filepath.Join(h.folder, "sys")
 
 	driver, override := "nvidia", "(null)"
-	if h.reserved() {
+	if h.reserved() && !h.stubborn {
 		driver, override = "vfio-pci", "vfio-pci"
 	}
 
@@ -282,5 +285,9 @@ func (h *host) writeKernel() error {
 		return err
 	}
 
-	return os.WriteFile(filepath.Join(h.folder, "proc/boot_id"), fmt.Appendln(nil, time.Now().UnixNano()), 0o644)
+	now := time.Now()
+
+	return errors.Join(
+		os.WriteFile(filepath.Join(h.folder, "proc/boot_id"), fmt.Appendln(nil, now.UnixNano()), 0o644),
+		os.WriteFile(filepath.Join(h.folder, "proc/stat"), fmt.Appendf(nil, "cpu 0 0 0 0\nbtime %d\n", now.Unix()), 0o644))
 }

@@ -249,3 +249,21 @@ func TestNoHostIsRestartedWhereThatIsNotAllowed(t *testing.T) {
 	s.play(t, false)
 	assert.Equal(t, []string{"only reached"}, s.happened())
 }
+
+// TestARestartThatWasOfNoUseIsNotMadeAgain: the driver has the card again, and the next run says so.
+func TestARestartThatWasOfNoUseIsNotMadeAgain(t *testing.T) {
+	s := newSite(t)
+	only := s.add(t, "only", othersID)
+	only.stubborn = true
+	s.inventory(t, map[string]vars{"a": only.ssh()})
+
+	s.play(t, true)
+
+	once := []string{"only reached", "only down", "only up", "only reached"}
+	assert.Equal(t, once, s.happened())
+
+	for range 2 {
+		assert.Contains(t, s.play(t, true), "another restart is of no use")
+		assert.Equal(t, once, s.happened())
+	}
+}
