@@ -314,21 +314,31 @@ func (c *cards) testReserve(t *testing.T) {
 	assert.False(t, c.release(t).Changed)
 }
 
-// bindsQuickly asserts that a slot's three functions are bound within a second of this machine's processor, which also does
-// other things: of up to three times the best counts.
+// What a fixed piece of work takes of an idle machine's processor (see docs/gpu.md), in the guest.
+const (
+	work     = "head -c 8000000 /dev/zero | sha256sum"
+	workIdle = 700 * time.Millisecond
+)
+
+// bindsQuickly asserts that a slot's three functions are bound within a second of an idle machine's processor. One that does
+// other things takes up to three times as long for anything: of three times the best counts, and what the same machine takes
+// for a fixed piece of work at that time is the measure.
 func (c *cards) bindsQuickly(t *testing.T, took, idle time.Duration) {
 	t.Helper()
+	limit := time.Second
 	for range 2 {
-		if took < time.Second {
-			break
+		if took < limit {
+			return
 		}
+		_, pace := c.timed(t, func() gpuAnswer { c.sh(t, work); return gpuAnswer{} })
+		limit = max(limit, time.Duration(float64(time.Second)*pace.processor.Seconds()/workIdle.Seconds()))
 		require.True(t, c.release(t).Changed)
 		said, bind := c.timed(t, func() gpuAnswer { return c.reserve(t, "02:00.0") })
 		require.True(t, said.Changed && !said.Failed, "%+v", said)
-		t.Logf("again: three functions in %s of processor time, after %s", bind.processor-idle, took)
+		t.Logf("again: three functions in %s of processor time after %s; the fixed work takes %s", bind.processor-idle, took, pace.processor)
 		took = min(took, bind.processor-idle)
 	}
-	assert.Less(t, took, time.Second, "three functions are bound")
+	assert.Less(t, took, limit, "three functions are bound")
 }
 
 // hold has a shell script's command run until the returned function is called.
@@ -414,6 +424,18 @@ func (c *cards) testRefusals(t *testing.T) {
 		said := c.reserve(t, each.address)
 		assert.Equal(t, each.code, said.Failure.Code, "%s: %s", each.address, said.Msg)
 		assert.Contains(t, said.Msg, each.says, each.address)
+	}
+
+	for _, each := range []struct {
+		code, says string
+		options    map[string]any
+	}{
+		{"invalid_argument", "are the same card", map[string]any{"devices": []string{"02:00.0", "0000:02:00.0"}}},
+		{"invalid_argument", "cannot be in devices and in host_devices", map[string]any{"devices": []string{"02:00.0"}, "host_devices": []string{"02:00.0"}}},
+	} {
+		said := c.gpuVfio(t, each.options)
+		assert.Equal(t, each.code, said.Failure.Code, "%+v", said)
+		assert.Contains(t, said.Msg, each.says)
 	}
 
 	end := c.hold(t, "exec sleep 1000 </dev/dri/card2", holders("/dev/dri/card2"))
