@@ -88,16 +88,9 @@ func normalize(args *Args) error {
 		errs = append(errs, fmt.Errorf("name: %w", err))
 	}
 
-	kind := strings.ToUpper(args.Type)
-
-	number, known := dns.StringToType[kind]
-	if rest, ok := strings.CutPrefix(kind, "TYPE"); ok && !known {
-		_, err := fmt.Sscanf(rest, "%d", &number)
-		known = err == nil
-	}
-
-	if !known || number == dns.TypeAXFR || number == dns.TypeIXFR || number == dns.TypeNone {
-		errs = append(errs, fmt.Errorf("type %q: must be a type of record, for example A or TYPE65280", args.Type))
+	number, err := records.MakeNumber(args.Type)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("type %w", err))
 	}
 
 	if args.Port < 1 || args.Port > 65535 {
@@ -116,7 +109,7 @@ func normalize(args *Args) error {
 	args.question = dns.Question{Name: name, Qtype: number, Qclass: dns.ClassINET}
 
 	if len(errs) == 0 || errors.Join(errs...) == nil {
-		args.wanted = records.Set{Name: name, Type: records.TypeOf(number)}
+		args.wanted = records.Set{Name: name, Type: records.AnswerType(number)}
 		if args.Expect != nil {
 			errs = append(errs, args.makeWanted())
 		}
@@ -131,7 +124,7 @@ func (a *Args) makeWanted() error {
 		return nil
 	}
 
-	set, err := records.MakeSet(records.Entry{Name: a.wanted.Name, Type: a.wanted.Type, Values: *a.Expect}, ".", 0)
+	set, err := records.MakeAnswer(records.Entry{Name: a.wanted.Name, Type: a.wanted.Type, Values: *a.Expect}, ".")
 	if err != nil {
 		return fmt.Errorf("expect: %w", err)
 	}

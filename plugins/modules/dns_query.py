@@ -32,7 +32,7 @@ options:
     required: true
   type:
     description:
-      - The type of record.
+      - The type of record, by its name or as C(TYPE65280). What is no type of record, such as C(ANY), is refused.
     type: str
     default: A
   server:
@@ -48,7 +48,8 @@ options:
   expect:
     description:
       - The values that the answer must have, as zone files have them, in any order and form. Names in them with dots end in one;
-        texts are written without quotes. An empty list means that there must be none.
+        texts are written without quotes. An empty list means that there must be none. Values of a C(SOA), and of C(DNSKEY) and the
+        other types that a server makes by signing, are written as they are returned.
       - The answer may be reached through aliases (CNAME) that the server gives along with it.
     type: list
   tcp:

@@ -331,7 +331,7 @@ func (s Set) RR(value string) (dns.RR, error) {
 // matters.
 func (s Set) key(value string, exact bool) string {
 	switch s.Type {
-	case "CNAME", "NS", "PTR", "MX", "SRV":
+	case "CNAME", "NS", "PTR", "MX", "SRV", "SOA", "DNAME", "NSEC":
 		return strings.ToLower(value)
 	case "NAPTR", "SVCB", "HTTPS":
 		return lowerName(s.Type, value)
