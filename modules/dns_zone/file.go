@@ -98,7 +98,7 @@ func (h *host) readFile() (file *File, digest string, err error) {
 	file = &File{Path: string(h.args.File)}
 
 	if err == nil {
-		file.SOA, file.Sets, err = records.ParseFile(string(text), h.args.zone)
+		file.SOA, file.Sets, err = records.ParseFile(string(text), h.args.zone, h.missingTTL())
 	}
 
 	if err != nil {
@@ -106,6 +106,15 @@ func (h *host) readFile() (file *File, digest string, err error) {
 	}
 
 	return file, digestOf(text), nil
+}
+
+// missingTTL is what records have for which the file says none: with Knot always the same, with BIND it depends (0).
+func (h *host) missingTTL() uint32 {
+	if h.args.Program == "knot" {
+		return 3600
+	}
+
+	return 0
 }
 
 func digestOf(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text)) }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -127,6 +128,32 @@ func TestFilesThatAreNotTheZoneAreLeftAlone(t *testing.T) {
 	require.NoError(t, os.WriteFile(s.ZoneFile(zone)+".jnl", nil, 0o644))
 	failed := dnstest.Fails(t, module, dnszone.CodeDynamic, args)
 	assert.Contains(t, failed.Msg, "journal")
+}
+
+// TestTTLsThatAFileDoesNotSay stay what the server makes of them when it is written anew.
+func TestTTLsThatAFileDoesNotSay(t *testing.T) {
+	for _, kind := range servers {
+		t.Run(kind, func(t *testing.T) {
+			text := "@ SOA ns1 hostmaster 1 7200 900 1209600 60\n@ NS ns1\nns1 A 192.0.2.53\nx 7 A 192.0.2.7\ny A 192.0.2.8\n"
+			s := dnstest.Start(t, kind, dnstest.Zone{Name: zone, Static: true, Text: text})
+			ttls := func() (found []uint32) {
+				for _, name := range []string{"example.com.", "ns1.example.com.", "x.example.com.", "y.example.com."} {
+					answer, err := s.Ask(name, map[bool]uint16{true: dns.TypeNS, false: dns.TypeA}[name == zone])
+					require.NoError(t, err)
+					require.NotEmpty(t, answer.Answer)
+
+					found = append(found, answer.Answer[0].Header().Ttl)
+				}
+
+				return found
+			}
+			before := ttls()
+
+			dnstest.Converges(t, module, local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}}))
+			assert.Equal(t, before, ttls())
+			assert.EqualValues(t, 7, before[2])
+		})
+	}
 }
 
 // TestZonesComeAndGo makes a zone that the server does not have, changes it, and removes it with all that was made.
