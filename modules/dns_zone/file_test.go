@@ -3,6 +3,7 @@
 package dnszone_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -190,7 +191,18 @@ func TestZonesComeAndGo(t *testing.T) {
 				dnstest.Converges(t, module, args)
 				assert.Equal(t, "192.0.2.1", s.Lookup("www.example.com", "A"))
 
+				for i := range 10 {
+					args["records"] = append(args["records"].([]any), record(fmt.Sprint("h", i), "A", "192.0.2.10"))
+				}
+
+				dnstest.Converges(t, module, args)
+
 				args["state"], args["records"] = "absent", []any{}
+				unsafe := dnstest.Fails(t, module, dnszone.CodeUnsafe, args)
+				assert.Contains(t, unsafe.Msg, "14 of 14 records")
+				assert.Equal(t, "192.0.2.1", s.Lookup("www.example.com", "A"))
+
+				args["force"] = true
 				dnstest.Converges(t, module, args)
 				assert.Empty(t, s.Lookup("www.example.com", "A"))
 

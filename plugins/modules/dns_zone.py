@@ -263,6 +263,8 @@ options:
   force:
     description:
       - Allow plans that would otherwise be refused as going too far, and with I(manage=owned) take over what somebody else made.
+      - With I(create=true) and I(state=absent) that are those that remove a zone with 10 records or more, unless I(records) lists them,
+        with records that I(ignore) leaves to others, or one that cannot be read.
     type: bool
     default: false
   settle:
