@@ -213,16 +213,72 @@ func TestWhatOverrules(t *testing.T) {
 }
 
 func TestWildcardsAreFound(t *testing.T) {
-	server := example(t)
-	h := testHost(t, server.Port, Args{Servers: []string{"127.0.0.1"}, SearchDomains: []string{"lan.example", "example.com"}}, nil)
+	server := dnstest.Start(t, "named", dnstest.Zone{Name: "lan.example."}, dnstest.Zone{Name: "example.com.", Text: dnstest.MinimalZone("example.com.") + "* A 192.0.2.80\n"},
+		dnstest.Zone{Name: "six.example.", Text: dnstest.MinimalZone("six.example.") + "* AAAA 2001:db8::1\n"},
+		dnstest.Zone{Name: "text.example.", Text: dnstest.MinimalZone("text.example.") + "* TXT any\n"})
+	h := testHost(t, server.Port, Args{Servers: []string{"127.0.0.1"}, SearchDomains: []string{"lan.example", "example.com", "six.example", "text.example"}}, nil)
 
-	found, err := h.findWildcards(t.Context())
-	require.NoError(t, err)
-	assert.Equal(t, []string{"example.com."}, found)
+	found, unproven := h.findWildcards(t.Context())
+	assert.Equal(t, []string{"example.com.", "six.example.", "text.example."}, found)
+	assert.Empty(t, unproven)
 
 	h.args.Servers = []string{"127.0.0.9"}
-	_, err = h.findWildcards(t.Context())
-	assert.ErrorContains(t, err, "127.0.0.9", "a server that does not answer has said nothing about wildcards")
+	found, unproven = h.findWildcards(t.Context())
+	assert.Empty(t, found)
+	require.Len(t, unproven, 4, "a server that does not answer has said nothing about wildcards")
+	assert.Contains(t, unproven[0], "127.0.0.9")
+}
+
+// TestADenialThatSaysTheNameExists is that of a signer that has no NXDOMAIN for names that do not.
+func TestADenialThatSaysTheNameExists(t *testing.T) {
+	name := "nobody.example.com."
+
+	for owner, each := range map[string]struct {
+		types  string
+		denied bool
+	}{
+		name:                  {"RRSIG NSEC", true},
+		"Nobody.example.com.": {"RRSIG NSEC TYPE128", true},
+		"*.example.com.":      {"RRSIG NSEC", false},
+	} {
+		rr, err := dns.NewRR(owner + " 60 NSEC \\000." + name + " " + each.types)
+		require.NoError(t, err)
+
+		answer := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		answer.Ns = []dns.RR{rr}
+		assert.Equal(t, each.denied, deniedCompactly(answer), owner)
+	}
+
+	rr, err := dns.NewRR(name + " 60 NSEC example.com. TXT RRSIG NSEC")
+	require.NoError(t, err)
+
+	answer := new(dns.Msg).SetQuestion(name, dns.TypeA)
+	answer.Ns = []dns.RR{rr}
+	assert.False(t, deniedCompactly(answer), "it has records of another type")
+}
+
+// TestServersThatAreNotYetThere make no plan fail: that nothing is known of a search domain is said.
+func TestServersThatAreNotYetThere(t *testing.T) {
+	for _, verify := range []bool{true, false} {
+		h := testHost(t, 1, Args{Servers: []string{"127.0.0.9"}, SearchDomains: []string{"lan.example"}}, map[string]string{resolvConf: "nameserver 192.0.2.1\n"})
+		h.args.Verify = verify
+
+		state, err := h.Read(t.Context())
+		require.NoError(t, err)
+
+		planned, err := makePlan(h.args, state)
+		require.NoError(t, err)
+		assert.Contains(t, planned.Steps[0].Line, "lan.example: ")
+
+		err = h.Apply(t.Context(), planned.Steps[len(planned.Steps)-1])
+
+		if verify {
+			require.ErrorContains(t, err, "servers that do not answer")
+		} else {
+			require.NoError(t, err)
+			assert.Contains(t, h.files(t)[resolvConf], "nameserver 127.0.0.9\nsearch lan.example\n")
+		}
+	}
 }
 
 func TestWhatTheHostResolves(t *testing.T) {

@@ -45,6 +45,8 @@ type State struct {
 	Overruled []string `json:"overruled,omitempty"`
 	// Wildcards are the wanted search domains in which every name exists.
 	Wildcards []string `json:"wildcards,omitempty"`
+	// Unproven says for each of the others why it is not known whether it is one.
+	Unproven []string `json:"unproven,omitempty"`
 	// NotResolving says for each wanted domain that the host does not resolve why.
 	NotResolving []string `json:"not_resolving,omitempty"`
 	// Unanswered are those of them for which the wanted servers have no answer.
@@ -79,9 +81,9 @@ func (h *host) Read(ctx context.Context) (State, error) {
 		return state, err
 	}
 
-	state.Wildcards, err = h.findWildcards(ctx)
-	if err != nil || !h.args.Verify {
-		return state, err
+	state.Wildcards, state.Unproven = h.findWildcards(ctx)
+	if !h.args.Verify {
+		return state, ctx.Err()
 	}
 
 	state.NotResolving, state.Unanswered = h.verify(ctx)
@@ -324,32 +326,58 @@ func (h *host) contradicts(domain string) bool {
 	return slices.Contains(h.args.RoutingDomains, name) && !strings.HasPrefix(domain, "~")
 }
 
-// findWildcards asks the servers for a name that nobody has.
-func (h *host) findWildcards(ctx context.Context) ([]string, error) {
-	var found []string
-
+// findWildcards asks the servers for a name that nobody has. Only NXDOMAIN proves that there is no wildcard: one of another type than
+// what is asked for makes every name exist, too, and ends the search for a short name.
+func (h *host) findWildcards(ctx context.Context) (found, unproven []string) {
 	for _, domain := range h.args.SearchDomains {
-		answer, err := h.askServers(ctx, "thinkube-nobody-has-this-name."+domain, dns.TypeA)
-		if err != nil {
-			return nil, err
-		}
+		wild, err := h.wildcard(ctx, "thinkube-nobody-has-this-name."+domain)
 
-		if answer.Rcode == dns.RcodeSuccess && len(answer.Answer) > 0 {
+		switch {
+		case err != nil:
+			unproven = append(unproven, fmt.Sprintf("%s: %v", records.Display(domain), err))
+		case wild:
 			found = append(found, domain)
 		}
 	}
 
-	return found, nil
+	return found, unproven
+}
+
+// wildcard tells whether a name exists that nobody has.
+func (h *host) wildcard(ctx context.Context, name string) (bool, error) {
+	answer, err := h.askServers(ctx, name, dns.TypeA)
+	if err != nil || answer.Rcode == dns.RcodeNameError || len(answer.Answer) > 0 {
+		return err == nil && answer.Rcode == dns.RcodeSuccess, err
+	}
+
+	answer, err = ask(ctx, h.args.Servers, h.port, name, dns.TypeA, true)
+
+	return err == nil && answer.Rcode == dns.RcodeSuccess && !deniedCompactly(answer), err
+}
+
+// deniedCompactly tells whether a signed answer says of a name that it exists, with nothing but the signatures of just that: so some
+// signers deny that it does (RFC 9824, 3).
+func deniedCompactly(answer *dns.Msg) bool {
+	const nxname = 128
+
+	for _, rr := range answer.Ns {
+		nsec, ok := rr.(*dns.NSEC)
+		if ok && dns.CanonicalName(nsec.Hdr.Name) == dns.CanonicalName(answer.Question[0].Name) {
+			return !slices.ContainsFunc(nsec.TypeBitMap, func(kind uint16) bool { return kind != dns.TypeNSEC && kind != dns.TypeRRSIG && kind != nxname })
+		}
+	}
+
+	return false
 }
 
 // askServers asks the wanted servers in turn.
 func (h *host) askServers(ctx context.Context, name string, kind uint16) (*dns.Msg, error) {
-	return ask(ctx, h.args.Servers, h.port, name, kind)
+	return ask(ctx, h.args.Servers, h.port, name, kind, false)
 }
 
 const attempt = 2 * time.Second
 
-func ask(ctx context.Context, servers []string, port int, name string, kind uint16) (*dns.Msg, error) {
+func ask(ctx context.Context, servers []string, port int, name string, kind uint16, signed bool) (*dns.Msg, error) {
 	if len(servers) == 0 {
 		return nil, errors.New("no server is known")
 	}
@@ -359,6 +387,12 @@ func ask(ctx context.Context, servers []string, port int, name string, kind uint
 	for _, address := range servers {
 		msg := new(dns.Msg)
 		msg.SetQuestion(name, kind)
+
+		if signed {
+			const udpSize = 1232 // fits through nearly every network without fragments
+
+			msg.SetEdns0(udpSize, true)
+		}
 
 		server := dnswire.NewServer(address, port, nil)
 		limited, cancel := context.WithTimeoutCause(ctx, attempt, fmt.Errorf("no answer within %s", attempt))
@@ -439,7 +473,7 @@ func (h *host) verifyOne(ctx context.Context, domain, want string) error {
 		return fmt.Errorf("reading %s: %w", resolvConf, err)
 	}
 
-	answer, err := ask(ctx, config.Servers, h.port, domain, dns.TypeSOA)
+	answer, err := ask(ctx, config.Servers, h.port, domain, dns.TypeSOA, false)
 	if err != nil {
 		return fmt.Errorf("through the host's resolver: %w", err)
 	}

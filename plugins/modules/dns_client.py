@@ -20,7 +20,8 @@ description:
     others, too.
   - Changes nothing when the servers do not answer for the domains. After a change asks for each domain as the host's programs
     do, and unless the answer is that of the servers, gives the host back what it had, and fails.
-  - A search domain that has a wildcard is refused; every name would be found in it.
+  - A search domain that has a wildcard, of whatever type, is refused; every name would be found in it. While the servers do not answer
+    that is not known, which check mode and I(verify=false) report.
   - Settings in other files of systemd-resolved or NetworkManager that may overrule this one are shown as warnings.
   - What was there before, also a link, is kept under /var/lib/thinkube/dns_client, and I(state=absent) puts it back. It does not
     when somebody has changed the file since.
