@@ -79,7 +79,11 @@ func (h *host) readStatic(ctx context.Context, state *State, status status) erro
 		return err
 	}
 
-	state.Served, err = h.askSerial(ctx)
+	state.Served, state.Signed = status.unsigned, status.unsigned != nil
+	if !state.Signed {
+		state.Served, err = h.askSerial(ctx)
+	}
+
 	if err == nil {
 		err = h.checkStatic(status, state.Served, *file)
 	}
@@ -172,11 +176,17 @@ func (h *host) checkStatic(status status, served *uint32, file File) error {
 		return ansible.Fail(CodeDynamic, hint, "zone %s takes dynamic updates, so its file is the server's", records.Display(h.args.zone))
 	}
 
-	if _, err := os.Lstat(file.Path + ".jnl"); err == nil {
+	inline := status.unsigned != nil // what named keeps beside such a file is of the signed copy
+
+	if _, err := os.Lstat(file.Path + ".jnl"); err == nil && !inline {
 		return ansible.Fail(CodeDynamic, hint, "zone file %q has a journal, so it is not the whole zone", file.Path)
 	}
 
 	if served != nil && records.SerialAfter(*served, file.SOA.Serial) {
+		if inline {
+			hint = "give the SOA in the file a later serial: the server does not go back"
+		}
+
 		return ansible.Fail(CodeDynamic, hint, "the server has serial %d of zone %s, and its file %q only %d", *served, records.Display(h.args.zone), file.Path, file.SOA.Serial)
 	}
 
@@ -214,12 +224,24 @@ func (h *host) askSerial(ctx context.Context) (*uint32, error) {
 	return nil, h.server.Refusal(what+" (without an answer of its own)", answer.Rcode)
 }
 
+// servedSerial is askSerial, or what the server has taken from the file of a zone that it serves signed.
+func (h *host) servedSerial(ctx context.Context) (*uint32, error) {
+	if h.args.Mode == "file" {
+		status, err := h.backend.status(ctx)
+		if err != nil || status.unsigned != nil {
+			return status.unsigned, err
+		}
+	}
+
+	return h.askSerial(ctx)
+}
+
 // waitServed waits until the server serves a version of the zone, or a later one: it loads files at its own pace.
 func (h *host) waitServed(ctx context.Context, serial uint32) error {
 	until := time.Now().Add(h.args.Settle)
 
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		served, err := h.askSerial(ctx)
+		served, err := h.servedSerial(ctx)
 
 		switch {
 		case err != nil:

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
@@ -338,4 +340,37 @@ func TestZonesInAnIncludedFile(t *testing.T) {
 	assert.NoFileExists(t, s.ZoneFile(zone)+".jnl")
 
 	dnstest.Fails(t, module, dnszone.CodeFile, dnstest.With(args, dict{"state": "present", "include": "/nowhere/zones", "records": []any{record("@", "NS", "ns.example.net.")}}))
+}
+
+// TestASignedZoneInAFile has named sign what is in the file (inline-signing): the zone that it serves has a serial of its own, which
+// runs ahead of the file's.
+func TestASignedZoneInAFile(t *testing.T) {
+	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Signed: true, Static: true})
+
+	status := func() string { return s.Run("rndc", "-c", s.Control, "zonestatus", "example.com") }
+	signed := func(name, kind string) string {
+		return s.Run("dig", "+dnssec", "+tcp", "-p", fmt.Sprint(s.Port), "@127.0.0.1", name, kind)
+	}
+
+	require.Eventually(t, func() bool { return strings.Contains(signed("ns1.example.com", "A"), "RRSIG") }, 20*time.Second, 100*time.Millisecond, "it is signed")
+
+	args := local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}})
+
+	for i := range 3 {
+		args["records"] = []any{record("www", "A", fmt.Sprintf("192.0.2.%d", i+1))}
+		result := dnstest.Converges(t, module, args)
+		assert.Len(t, result.Plan, 1)
+		require.Eventually(t, func() bool { return strings.Contains(signed("www.example.com", "A"), fmt.Sprintf("192.0.2.%d", i+1)) }, 10*time.Second, 50*time.Millisecond)
+		assert.Contains(t, signed("www.example.com", "A"), "RRSIG")
+		assert.Equal(t, true, result.Raw["zone"].(dict)["signed"])
+	}
+
+	// An edit by hand that was not loaded is.
+	text, err := os.ReadFile(s.ZoneFile(zone))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(s.ZoneFile(zone), []byte(strings.Replace(string(text), " 4 7200", " 9 7200", 1)+"hand.example.com. 60 IN A 192.0.2.77\n"), 0o644))
+
+	result := dnstest.Converges(t, module, args)
+	assert.Contains(t, result.Plan[0], "serial 9, which is in the file already, instead of 4")
+	assert.Contains(t, status(), "serial: 9")
 }
