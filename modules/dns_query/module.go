@@ -23,6 +23,7 @@ import (
 type Args struct {
 	Name           string              `ansible:"name,required"`
 	Type           string              `ansible:"type" default:"A"`
+	Origin         string              `ansible:"origin" default:"."`
 	Server         string              `ansible:"server"`
 	Port           int                 `ansible:"port" default:"53"`
 	Expect         *[]any              `ansible:"expect"`
@@ -78,12 +79,19 @@ var Module = ansible.Module[Args, Answer, Values]{
 func normalize(args *Args) error {
 	var errs []error
 
+	origin, err := zoneName(args.Origin)
+	if err != nil {
+		return fmt.Errorf("origin: %w", err) // the name is judged by it
+	}
+
+	args.Origin = origin
+
 	name := args.Name
 	if addr, err := netip.ParseAddr(name); err == nil && strings.EqualFold(args.Type, "PTR") {
 		name, _ = dns.ReverseAddr(addr.Unmap().String())
 	}
 
-	name, err := records.MakeName(name, ".")
+	name, err = records.MakeName(name, origin)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("name: %w", err))
 	}
@@ -118,13 +126,26 @@ func normalize(args *Args) error {
 	return errors.Join(errs...)
 }
 
+// zoneName reads the zone's name, or the prefix of a reverse zone.
+func zoneName(text string) (string, error) {
+	if strings.Contains(text, "/") {
+		return records.ReverseZone(text)
+	}
+
+	if !strings.HasSuffix(text, ".") {
+		text += "."
+	}
+
+	return records.MakeName(text, ".")
+}
+
 // makeWanted brings the expected values into the form that answers have.
 func (a *Args) makeWanted() error {
 	if len(*a.Expect) == 0 {
 		return nil
 	}
 
-	set, err := records.MakeAnswer(records.Entry{Name: a.wanted.Name, Type: a.wanted.Type, Values: *a.Expect}, ".")
+	set, err := records.MakeAnswer(records.Entry{Name: a.wanted.Name, Type: a.wanted.Type, Values: *a.Expect}, a.Origin)
 	if err != nil {
 		return fmt.Errorf("expect: %w", err)
 	}

@@ -201,6 +201,30 @@ func TestAddressesAreTurnedRound(t *testing.T) {
 	s := dnstest.Start(t, "named", dnstest.Zone{Name: reverse, Text: fmt.Sprintf("$ORIGIN %s\n$TTL 60\n@ SOA ns.example.com. h.example.com. 1 2 3 4 5\n@ NS ns.example.com.\n7 PTR host.example.com.\n", reverse)})
 	answer := dnstest.OK(t, module, ask(s, "192.0.2.7", "PTR", dict{"expect": []any{"host.example.com."}})).Raw["answer"].(dict)
 	require.Equal(t, "7.2.0.192.in-addr.arpa.", answer["name"])
+
+	dnstest.OK(t, module, ask(s, "@", "NS", dict{"origin": "192.0.2.0/24", "expect": []any{"ns.example.com."}}))
+	dnstest.OK(t, module, ask(s, "7", "PTR", dict{"origin": "192.0.2.0/24", "expect": []any{"host.example.com."}}))
+}
+
+// TestNamesAsInAZone are relative to it.
+func TestNamesAsInAZone(t *testing.T) {
+	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Text: text + "_sip._tcp SRV 1 2 5060 www\nsub NS ns.sub\nns.sub A 192.0.2.9\n"})
+
+	for _, each := range []struct{ name, kind, value string }{
+		{"@", "MX", "10 mail"},
+		{"alias", "CNAME", "other"},
+		{"alias.example.com.", "CNAME", "other.example.com."},
+		{"@", "NS", "ns1"},
+		{"_sip._tcp", "SRV", "1 2 5060 www"},
+		{"münchen", "A", "192.0.2.5"},
+	} {
+		dnstest.OK(t, module, ask(s, each.name, each.kind, dict{"origin": "example.com", "expect": []any{each.value}}))
+	}
+
+	bad := dnstest.Fails(t, module, "invalid_argument", ask(s, "www.example.com", "A", dict{"origin": "example.com"}))
+	assert.Contains(t, bad.Msg, "trailing-dot")
+	bad = dnstest.Fails(t, module, "invalid_argument", ask(s, "www", "A", dict{"origin": "a..b"}))
+	assert.Contains(t, bad.Msg, "origin")
 }
 
 // TestTypesThatAreInNoInventory are compared like others; what is no type of record is not asked for.

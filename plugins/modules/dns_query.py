@@ -27,7 +27,7 @@ attributes:
 options:
   name:
     description:
-      - The name, always from the root, with or without a dot at its end. With I(type=PTR) it may be an address.
+      - The name, with or without a dot at its end. With I(type=PTR) it may be an address.
     type: str
     required: true
   type:
@@ -35,6 +35,12 @@ options:
       - The type of record, by its name or as C(TYPE65280). What is no type of record, such as C(ANY), is refused.
     type: str
     default: A
+  origin:
+    description:
+      - The zone that I(name), and names in I(expect), are relative to when they have no dot at their end, as in M(thinkube.infra.dns_zone);
+        then C(@) is the zone itself. For a reverse zone it may be a prefix. By default it is the root, so that a name without the dot is the same as one with it.
+    type: str
+    default: "."
   server:
     description:
       - The server to ask, by address or name. Left out, those in C(/etc/resolv.conf) are asked, as programs do; with
