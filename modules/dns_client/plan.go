@@ -50,6 +50,14 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		out.Add(plan.Report, "resolver", nil, "a setting elsewhere may overrule this one: %s", each)
 	}
 
+	if args.Verify {
+		current.Unanswered = append(slices.Clone(current.Unanswered), current.Unproven...)
+	} else {
+		for _, each := range current.Unproven {
+			out.Add(plan.Report, "resolver", nil, "whether every name exists in a search domain is not known: %s", each)
+		}
+	}
+
 	wanted := render(args, current)
 
 	switch {
@@ -59,7 +67,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 		out.Add(plan.Change, "resolver "+current.Manager, Restart{current.Manager}, "(it does not resolve %s)", strings.Join(current.NotResolving, "; "))
 	}
 
-	out.After.NotResolving, out.After.Unanswered = nil, nil
+	out.After.NotResolving, out.After.Unanswered, out.After.Unproven = nil, nil, nil
 
 	return out, nil
 }

@@ -23,6 +23,7 @@ import (
 type Args struct {
 	Name           string              `ansible:"name,required"`
 	Type           string              `ansible:"type" default:"A"`
+	Origin         string              `ansible:"origin" default:"."`
 	Server         string              `ansible:"server"`
 	Port           int                 `ansible:"port" default:"53"`
 	Expect         *[]any              `ansible:"expect"`
@@ -78,26 +79,26 @@ var Module = ansible.Module[Args, Answer, Values]{
 func normalize(args *Args) error {
 	var errs []error
 
+	origin, err := zoneName(args.Origin)
+	if err != nil {
+		return fmt.Errorf("origin: %w", err) // the name is judged by it
+	}
+
+	args.Origin = origin
+
 	name := args.Name
 	if addr, err := netip.ParseAddr(name); err == nil && strings.EqualFold(args.Type, "PTR") {
 		name, _ = dns.ReverseAddr(addr.Unmap().String())
 	}
 
-	name, err := records.MakeName(name, ".")
+	name, err = records.MakeName(name, origin)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("name: %w", err))
 	}
 
-	kind := strings.ToUpper(args.Type)
-
-	number, known := dns.StringToType[kind]
-	if rest, ok := strings.CutPrefix(kind, "TYPE"); ok && !known {
-		_, err := fmt.Sscanf(rest, "%d", &number)
-		known = err == nil
-	}
-
-	if !known || number == dns.TypeAXFR || number == dns.TypeIXFR || number == dns.TypeNone {
-		errs = append(errs, fmt.Errorf("type %q: must be a type of record, for example A or TYPE65280", args.Type))
+	number, err := records.MakeNumber(args.Type)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("type %w", err))
 	}
 
 	if args.Port < 1 || args.Port > 65535 {
@@ -116,7 +117,7 @@ func normalize(args *Args) error {
 	args.question = dns.Question{Name: name, Qtype: number, Qclass: dns.ClassINET}
 
 	if len(errs) == 0 || errors.Join(errs...) == nil {
-		args.wanted = records.Set{Name: name, Type: records.TypeOf(number)}
+		args.wanted = records.Set{Name: name, Type: records.AnswerType(number)}
 		if args.Expect != nil {
 			errs = append(errs, args.makeWanted())
 		}
@@ -125,13 +126,26 @@ func normalize(args *Args) error {
 	return errors.Join(errs...)
 }
 
+// zoneName reads the zone's name, or the prefix of a reverse zone.
+func zoneName(text string) (string, error) {
+	if strings.Contains(text, "/") {
+		return records.ReverseZone(text)
+	}
+
+	if !strings.HasSuffix(text, ".") {
+		text += "."
+	}
+
+	return records.MakeName(text, ".")
+}
+
 // makeWanted brings the expected values into the form that answers have.
 func (a *Args) makeWanted() error {
 	if len(*a.Expect) == 0 {
 		return nil
 	}
 
-	set, err := records.MakeSet(records.Entry{Name: a.wanted.Name, Type: a.wanted.Type, Values: *a.Expect}, ".", 0)
+	set, err := records.MakeAnswer(records.Entry{Name: a.wanted.Name, Type: a.wanted.Type, Values: *a.Expect}, a.Origin)
 	if err != nil {
 		return fmt.Errorf("expect: %w", err)
 	}

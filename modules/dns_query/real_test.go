@@ -201,4 +201,73 @@ func TestAddressesAreTurnedRound(t *testing.T) {
 	s := dnstest.Start(t, "named", dnstest.Zone{Name: reverse, Text: fmt.Sprintf("$ORIGIN %s\n$TTL 60\n@ SOA ns.example.com. h.example.com. 1 2 3 4 5\n@ NS ns.example.com.\n7 PTR host.example.com.\n", reverse)})
 	answer := dnstest.OK(t, module, ask(s, "192.0.2.7", "PTR", dict{"expect": []any{"host.example.com."}})).Raw["answer"].(dict)
 	require.Equal(t, "7.2.0.192.in-addr.arpa.", answer["name"])
+
+	dnstest.OK(t, module, ask(s, "@", "NS", dict{"origin": "192.0.2.0/24", "expect": []any{"ns.example.com."}}))
+	dnstest.OK(t, module, ask(s, "7", "PTR", dict{"origin": "192.0.2.0/24", "expect": []any{"host.example.com."}}))
+}
+
+// TestNamesAsInAZone are relative to it.
+func TestNamesAsInAZone(t *testing.T) {
+	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Text: text + "_sip._tcp SRV 1 2 5060 www\nsub NS ns.sub\nns.sub A 192.0.2.9\n"})
+
+	for _, each := range []struct{ name, kind, value string }{
+		{"@", "MX", "10 mail"},
+		{"alias", "CNAME", "other"},
+		{"alias.example.com.", "CNAME", "other.example.com."},
+		{"@", "NS", "ns1"},
+		{"_sip._tcp", "SRV", "1 2 5060 www"},
+		{"münchen", "A", "192.0.2.5"},
+	} {
+		dnstest.OK(t, module, ask(s, each.name, each.kind, dict{"origin": "example.com", "expect": []any{each.value}}))
+	}
+
+	bad := dnstest.Fails(t, module, "invalid_argument", ask(s, "www.example.com", "A", dict{"origin": "example.com"}))
+	assert.Contains(t, bad.Msg, "trailing-dot")
+	bad = dnstest.Fails(t, module, "invalid_argument", ask(s, "www", "A", dict{"origin": "a..b"}))
+	assert.Contains(t, bad.Msg, "origin")
+}
+
+// TestTypesThatAreInNoInventory are compared like others; what is no type of record is not asked for.
+func TestTypesThatAreInNoInventory(t *testing.T) {
+	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Signed: true, Text: dnstest.MinimalZone(zone) + "u URI 10 1 \"https://example.com/\"\nh HINFO pc unix\nd DNAME other.example.net.\nx TYPE65280 \\# 2 abcd\n"})
+	values := func(name, kind string, more dict) []any {
+		return dnstest.OK(t, module, ask(s, name, kind, more)).Raw["answer"].(dict)["values"].([]any)
+	}
+
+	require.Eventually(t, func() bool { return len(values("example.com", "NSEC", nil)) == 1 }, 20*time.Second, 100*time.Millisecond, "it is signed")
+
+	for kind, form := range map[string]string{
+		"SOA": `^ns1\.example\.com\. hostmaster\.example\.com\. \d+ 7200 900 1209600 300$`, "DNSKEY": `^257 3 13 [A-Za-z0-9+/=]+$`, "NSEC": `^d\.example\.com\. NS SOA RRSIG NSEC DNSKEY TYPE65534$`,
+	} {
+		found := values("example.com", kind, nil)
+		assert.Regexp(t, form, found[0])
+		// What was answered can be expected, in any spelling.
+		answer := dnstest.OK(t, module, ask(s, "example.com", kind, dict{"expect": found})).Raw["answer"].(dict)
+		assert.Equal(t, kind, answer["type"])
+
+		dnstest.Fails(t, module, dnsquery.CodeUnexpected, ask(s, "example.com", kind, dict{"expect": []any{}, "timeout": "300ms"}))
+	}
+
+	for _, each := range []struct{ name, kind, value string }{
+		{"u", "uri", `10 1 "https://example.com/"`},
+		{"h", "HINFO", `"pc" "unix"`},
+		{"h", "TYPE13", `\# 8 02706304756e6978`},
+		{"d", "DNAME", "OTHER.example.net."},
+		{"x", "TYPE65280", `\# 2 ABCD`},
+	} {
+		values(each.name+".example.com", each.kind, dict{"expect": []any{each.value}})
+	}
+
+	serial := strings.Fields(values("example.com", "SOA", nil)[0].(string))[2]
+	values("example.com", "SOA", dict{"expect": []any{"NS1.example.com. hostmaster.example.com. " + serial + " 7200 900 1209600 300"}})
+	failed := dnstest.Fails(t, module, dnsquery.CodeUnexpected, ask(s, "example.com", "SOA", dict{"expect": []any{"ns1.example.com. hostmaster.example.com. 1 7200 900 1209600 300"}, "timeout": "300ms"}))
+	assert.Contains(t, failed.Msg, "got ns1.example.com. hostmaster.example.com. "+serial)
+
+	for _, kind := range []string{"ANY", "*", "TYPE255", "MAILB", "maila", "AXFR", "IXFR", "OPT", "TSIG", "TYPE0", "NONE"} {
+		bad := dnstest.Fails(t, module, "invalid_argument", ask(s, "example.com", kind, dict{"expect": []any{}}))
+		assert.Contains(t, bad.Msg, "must be a type of record", kind)
+	}
+
+	bad := dnstest.Fails(t, module, "invalid_argument", ask(s, "example.com", "SOA", dict{"expect": []any{"ns1.example.com. hostmaster.example.com. 1"}}))
+	assert.Contains(t, bad.Msg, "two names and five numbers")
 }

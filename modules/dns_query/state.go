@@ -200,7 +200,7 @@ func (a *Answer) take(reply *dns.Msg) error {
 		next := ""
 
 		for _, rr := range reply.Answer {
-			id, value, err := records.FromRR(rr)
+			id, value, err := records.FromAnswer(rr)
 			if err != nil {
 				return ansible.Fail(dnswire.CodeMalformed, "", "%w", err)
 			}

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
@@ -37,6 +39,10 @@ type status struct {
 	secondary bool   // the server gets it from another one
 	file      string // where the server is told to keep it
 	unsure    bool   // file and secondary are not known
+
+	// unsigned is the serial of what the server has read from the file, where it serves a signed copy of that with a serial of its
+	// own (named's inline-signing); otherwise nil.
+	unsigned *uint32
 }
 
 func newBackend(args Args, store record.Store, updateKey, transferKey string) backend {
@@ -127,8 +133,20 @@ func (b bind) status(ctx context.Context) (status, error) {
 		}
 	}
 
+	if serial := inlineSerial.FindStringSubmatch(said); serial != nil && !out.dynamic {
+		number, err := strconv.ParseUint(serial[1], 10, 32)
+		if err != nil {
+			return out, ansible.Fail(CodeServer, "", "rndc zonestatus: %w", err)
+		}
+
+		unsigned := uint32(number)
+		out.unsigned = &unsigned
+	}
+
 	return out, nil
 }
+
+var inlineSerial = regexp.MustCompile(`(?s)\nserial: (\d+)\n.*\ninline signing: yes`)
 
 // unloaded tells of a zone that named has, and could not load, what its configuration says.
 func (b bind) unloaded(ctx context.Context) (status, error) {

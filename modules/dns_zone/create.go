@@ -5,6 +5,7 @@ package dnszone
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/thinkube/infra/modules/internal/ansible"
 	"github.com/thinkube/infra/modules/internal/plan"
@@ -184,7 +185,7 @@ func (p *planner) checkNew(sets []records.Set) error {
 }
 
 // remove plans the end of a zone; one that somebody else made is left alone.
-func (p *planner) remove() {
+func (p *planner) remove() error {
 	name := "zone " + records.Display(p.args.zone)
 	noted, known := p.current.Made, *p.current.Known
 
@@ -194,15 +195,76 @@ func (p *planner) remove() {
 	case noted == nil:
 	case !known:
 		p.clear()
-		p.out.After.Made = nil
+		p.out.After = State{Zone: p.args.zone, Known: &known}
+
+		return p.checkLoss()
 	case p.current.ServerFile != noted.File:
 		p.out.Add(plan.Report, name, nil, "was made by somebody else after this module had begun to (the server has it in %q, not in %q), and is left alone",
 			p.current.ServerFile, noted.File)
 	default:
 		known = false
 		p.out.After = State{Zone: p.args.zone, Known: &known}
-		p.out.Add(plan.Delete, name, Remove{File: noted.File, Known: true}, "(in %q)", noted.File)
+		p.out.Add(plan.Delete, name, Remove{File: noted.File, Known: true}, "(%s, in %q)", p.size(), noted.File)
+
+		return p.checkLoss()
 	}
+
+	return nil
+}
+
+func (p *planner) size() string {
+	if p.current.Unread != "" {
+		return "nobody knows how many records"
+	}
+
+	return fmt.Sprintf("%d records", records.Count(p.current.Sets))
+}
+
+// checkLoss refuses to remove a zone with more records than anybody means to lose unseen, with records that are others', or with what
+// nobody knows. What the task lists is meant to go.
+func (p *planner) checkLoss() error {
+	if p.args.Force {
+		return nil
+	}
+
+	var reasons []string
+
+	if p.current.Unread != "" {
+		reasons = append(reasons, "what is in it cannot be read: "+p.current.Unread)
+	}
+
+	lost, others := 0, 0
+
+	for _, set := range p.current.Sets {
+		if ignored(&p.args, set) {
+			others += len(set.Values)
+		}
+
+		for _, meant := range p.args.absent {
+			if meant.ID() == set.ID() && len(meant.Values) == 0 {
+				set.Values = nil
+			} else if meant.ID() == set.ID() {
+				set.Values = set.Without(meant)
+			}
+		}
+
+		lost += len(set.Values)
+	}
+
+	if others > 0 {
+		reasons = append(reasons, fmt.Sprintf("records that ignore leaves to others would be deleted (%d)", others))
+	}
+
+	if reason := plan.UsualGuard.Refuses("records", lost, records.Count(p.current.Sets)); reason != "" {
+		reasons = append(reasons, reason)
+	}
+
+	if reasons == nil {
+		return nil
+	}
+
+	return ansible.Fail(CodeUnsafe, "if that is what you want, set force: true; --check --diff with it shows what is in the zone",
+		"zone %s is to be removed: %s", records.Display(p.args.zone), strings.Join(reasons, "; "))
 }
 
 // addFileSteps makes one step of each change; the first writes the file.

@@ -210,7 +210,8 @@ func TestAZoneThatCannotBeLoadedIsRemoved(t *testing.T) {
 				t.Setenv("PATH", path)
 			}
 
-			dnstest.Converges(t, module, absent)
+			assert.Contains(t, dnstest.Fails(t, module, dnszone.CodeUnsafe, absent).Msg, "cannot be read")
+			dnstest.Converges(t, module, dnstest.With(absent, dict{"force": true}))
 			assert.NoFileExists(t, s.ZoneFile(zone))
 			assert.Empty(t, recorded(t))
 		})

@@ -3,6 +3,7 @@
 package dnszone
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -45,10 +46,10 @@ func (h *host) readLocal(ctx context.Context) (State, error) {
 			"the server could not load zone %s and does not show its configuration, so that it is not known whether it is the one that this module made",
 			records.Display(h.args.zone))
 	case h.args.removes():
-		return state, nil // what is in it makes no difference, and one that cannot be loaded can be removed, too
+		return state, h.readDoomed(ctx, &state)
 	case !status.known:
 		state.NewSerial = firstSerial(time.Now())
-		state.File, state.Digest, err = h.readFile()
+		state.File, state.Digest, err = h.readFile(string(h.args.File))
 
 		return state, err
 	case h.args.Mode == "update":
@@ -69,7 +70,7 @@ func (h *host) readStatic(ctx context.Context, state *State, status status) erro
 		return ansible.Fail(CodeDynamic, "run the task on its primary", "the server gets zone %s from another one, so its file is the server's", records.Display(h.args.zone))
 	}
 
-	file, digest, err := h.readFile()
+	file, digest, err := h.readFile(string(h.args.File))
 	if err == nil && file == nil {
 		err = ansible.Fail(CodeFile, "compare the option file with the server's configuration", "zone file %q does not exist, and the server has the zone", h.args.File)
 	}
@@ -78,7 +79,11 @@ func (h *host) readStatic(ctx context.Context, state *State, status status) erro
 		return err
 	}
 
-	state.Served, err = h.askSerial(ctx)
+	state.Served, state.Signed = status.unsigned, status.unsigned != nil
+	if !state.Signed {
+		state.Served, err = h.askSerial(ctx)
+	}
+
 	if err == nil {
 		err = h.checkStatic(status, state.Served, *file)
 	}
@@ -88,24 +93,68 @@ func (h *host) readStatic(ctx context.Context, state *State, status status) erro
 	return err
 }
 
-// readFile reads the zone's file; nil when there is none.
-func (h *host) readFile() (file *File, digest string, err error) {
-	text, err := os.ReadFile(string(h.args.File))
+// readDoomed reads what would go with a zone that this module made: from the server, or from the file where the server does not serve
+// it. One that cannot be read can be removed, too, but it is not known then what is lost.
+func (h *host) readDoomed(ctx context.Context, state *State) error {
+	if state.Made == nil || state.Made.Making || *state.Known && state.ServerFile != state.Made.File {
+		return nil // nobody's records, or left alone
+	}
+
+	var err error
+
+	if *state.Known && h.args.Mode == "update" {
+		var read State
+
+		read, err = h.readZone(ctx)
+		if err == nil {
+			state.SOA, state.Signed, state.Sets = read.SOA, read.Signed, read.Sets
+
+			return nil
+		}
+	}
+
+	file, _, unread := h.readFile(state.Made.File)
+
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil && unread == nil && file == nil && !*state.Known: // nothing is left of it
+	case err != nil || unread != nil || file == nil:
+		state.Unread = cmp.Or(err, unread, fs.ErrNotExist).Error()
+	default:
+		state.SOA, state.Sets = file.SOA, file.Sets
+	}
+
+	return nil
+}
+
+// readFile reads a zone's file; nil when there is none.
+func (h *host) readFile(path string) (file *File, digest string, err error) {
+	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", nil
 	}
 
-	file = &File{Path: string(h.args.File)}
+	file = &File{Path: path}
 
 	if err == nil {
-		file.SOA, file.Sets, err = records.ParseFile(string(text), h.args.zone)
+		file.SOA, file.Sets, err = records.ParseFile(string(text), h.args.zone, h.missingTTL())
 	}
 
 	if err != nil {
-		return nil, "", ansible.Fail(CodeFile, "", "zone file %q: %w", h.args.File, err)
+		return nil, "", ansible.Fail(CodeFile, "", "zone file %q: %w", path, err)
 	}
 
 	return file, digestOf(text), nil
+}
+
+// missingTTL is what records have for which the file says none: with Knot always the same, with BIND it depends (0).
+func (h *host) missingTTL() uint32 {
+	if h.args.Program == "knot" {
+		return 3600
+	}
+
+	return 0
 }
 
 func digestOf(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text)) }
@@ -127,11 +176,17 @@ func (h *host) checkStatic(status status, served *uint32, file File) error {
 		return ansible.Fail(CodeDynamic, hint, "zone %s takes dynamic updates, so its file is the server's", records.Display(h.args.zone))
 	}
 
-	if _, err := os.Lstat(file.Path + ".jnl"); err == nil {
+	inline := status.unsigned != nil // what named keeps beside such a file is of the signed copy
+
+	if _, err := os.Lstat(file.Path + ".jnl"); err == nil && !inline {
 		return ansible.Fail(CodeDynamic, hint, "zone file %q has a journal, so it is not the whole zone", file.Path)
 	}
 
 	if served != nil && records.SerialAfter(*served, file.SOA.Serial) {
+		if inline {
+			hint = "give the SOA in the file a later serial: the server does not go back"
+		}
+
 		return ansible.Fail(CodeDynamic, hint, "the server has serial %d of zone %s, and its file %q only %d", *served, records.Display(h.args.zone), file.Path, file.SOA.Serial)
 	}
 
@@ -169,12 +224,24 @@ func (h *host) askSerial(ctx context.Context) (*uint32, error) {
 	return nil, h.server.Refusal(what+" (without an answer of its own)", answer.Rcode)
 }
 
+// servedSerial is askSerial, or what the server has taken from the file of a zone that it serves signed.
+func (h *host) servedSerial(ctx context.Context) (*uint32, error) {
+	if h.args.Mode == "file" {
+		status, err := h.backend.status(ctx)
+		if err != nil || status.unsigned != nil {
+			return status.unsigned, err
+		}
+	}
+
+	return h.askSerial(ctx)
+}
+
 // waitServed waits until the server serves a version of the zone, or a later one: it loads files at its own pace.
 func (h *host) waitServed(ctx context.Context, serial uint32) error {
 	until := time.Now().Add(h.args.Settle)
 
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		served, err := h.askSerial(ctx)
+		served, err := h.servedSerial(ctx)
 
 		switch {
 		case err != nil:

@@ -3,10 +3,14 @@
 package dnszone_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -129,6 +133,32 @@ func TestFilesThatAreNotTheZoneAreLeftAlone(t *testing.T) {
 	assert.Contains(t, failed.Msg, "journal")
 }
 
+// TestTTLsThatAFileDoesNotSay stay what the server makes of them when it is written anew.
+func TestTTLsThatAFileDoesNotSay(t *testing.T) {
+	for _, kind := range servers {
+		t.Run(kind, func(t *testing.T) {
+			text := "@ SOA ns1 hostmaster 1 7200 900 1209600 60\n@ NS ns1\nns1 A 192.0.2.53\nx 7 A 192.0.2.7\ny A 192.0.2.8\n"
+			s := dnstest.Start(t, kind, dnstest.Zone{Name: zone, Static: true, Text: text})
+			ttls := func() (found []uint32) {
+				for _, name := range []string{"example.com.", "ns1.example.com.", "x.example.com.", "y.example.com."} {
+					answer, err := s.Ask(name, map[bool]uint16{true: dns.TypeNS, false: dns.TypeA}[name == zone])
+					require.NoError(t, err)
+					require.NotEmpty(t, answer.Answer)
+
+					found = append(found, answer.Answer[0].Header().Ttl)
+				}
+
+				return found
+			}
+			before := ttls()
+
+			dnstest.Converges(t, module, local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}}))
+			assert.Equal(t, before, ttls())
+			assert.EqualValues(t, 7, before[2])
+		})
+	}
+}
+
 // TestZonesComeAndGo makes a zone that the server does not have, changes it, and removes it with all that was made.
 func TestZonesComeAndGo(t *testing.T) {
 	for _, kind := range servers {
@@ -163,7 +193,18 @@ func TestZonesComeAndGo(t *testing.T) {
 				dnstest.Converges(t, module, args)
 				assert.Equal(t, "192.0.2.1", s.Lookup("www.example.com", "A"))
 
+				for i := range 10 {
+					args["records"] = append(args["records"].([]any), record(fmt.Sprint("h", i), "A", "192.0.2.10"))
+				}
+
+				dnstest.Converges(t, module, args)
+
 				args["state"], args["records"] = "absent", []any{}
+				unsafe := dnstest.Fails(t, module, dnszone.CodeUnsafe, args)
+				assert.Contains(t, unsafe.Msg, "14 of 14 records")
+				assert.Equal(t, "192.0.2.1", s.Lookup("www.example.com", "A"))
+
+				args["force"] = true
 				dnstest.Converges(t, module, args)
 				assert.Empty(t, s.Lookup("www.example.com", "A"))
 
@@ -299,4 +340,37 @@ func TestZonesInAnIncludedFile(t *testing.T) {
 	assert.NoFileExists(t, s.ZoneFile(zone)+".jnl")
 
 	dnstest.Fails(t, module, dnszone.CodeFile, dnstest.With(args, dict{"state": "present", "include": "/nowhere/zones", "records": []any{record("@", "NS", "ns.example.net.")}}))
+}
+
+// TestASignedZoneInAFile has named sign what is in the file (inline-signing): the zone that it serves has a serial of its own, which
+// runs ahead of the file's.
+func TestASignedZoneInAFile(t *testing.T) {
+	s := dnstest.Start(t, "named", dnstest.Zone{Name: zone, Signed: true, Static: true})
+
+	status := func() string { return s.Run("rndc", "-c", s.Control, "zonestatus", "example.com") }
+	signed := func(name, kind string) string {
+		return s.Run("dig", "+dnssec", "+tcp", "-p", fmt.Sprint(s.Port), "@127.0.0.1", name, kind)
+	}
+
+	require.Eventually(t, func() bool { return strings.Contains(signed("ns1.example.com", "A"), "RRSIG") }, 20*time.Second, 100*time.Millisecond, "it is signed")
+
+	args := local(t, s, dict{"mode": "file", "records": []any{record("www", "A", "192.0.2.1")}})
+
+	for i := range 3 {
+		args["records"] = []any{record("www", "A", fmt.Sprintf("192.0.2.%d", i+1))}
+		result := dnstest.Converges(t, module, args)
+		assert.Len(t, result.Plan, 1)
+		require.Eventually(t, func() bool { return strings.Contains(signed("www.example.com", "A"), fmt.Sprintf("192.0.2.%d", i+1)) }, 10*time.Second, 50*time.Millisecond)
+		assert.Contains(t, signed("www.example.com", "A"), "RRSIG")
+		assert.Equal(t, true, result.Raw["zone"].(dict)["signed"])
+	}
+
+	// An edit by hand that was not loaded is.
+	text, err := os.ReadFile(s.ZoneFile(zone))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(s.ZoneFile(zone), []byte(strings.Replace(string(text), " 4 7200", " 9 7200", 1)+"hand.example.com. 60 IN A 192.0.2.77\n"), 0o644))
+
+	result := dnstest.Converges(t, module, args)
+	assert.Contains(t, result.Plan[0], "serial 9, which is in the file already, instead of 4")
+	assert.Contains(t, status(), "serial: 9")
 }

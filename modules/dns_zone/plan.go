@@ -77,9 +77,7 @@ func makePlan(args Args, current State) (plan.Plan[State], error) {
 
 	switch {
 	case args.removes() && current.Known != nil:
-		p.remove()
-
-		return out, nil
+		return out, p.remove()
 	case p.lost():
 		p.restore()
 	case current.SOA == nil:

@@ -33,6 +33,8 @@ type State struct {
 	File *File `json:"file,omitempty"`
 	// Digest is that of the file's octets, "" when there is none: it must still be so when the file is replaced.
 	Digest string `json:"digest,omitempty"`
+	// Unread says why it is not known what is in a zone that is to be removed.
+	Unread string `json:"unread,omitempty"`
 	// NewSerial is what a zone that is made begins with.
 	NewSerial uint32 `json:"new_serial,omitempty"`
 }

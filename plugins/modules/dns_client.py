@@ -20,8 +20,11 @@ description:
     others, too.
   - Changes nothing when the servers do not answer for the domains. After a change asks for each domain as the host's programs
     do, and unless the answer is that of the servers, gives the host back what it had, and fails.
-  - A search domain that has a wildcard is refused; every name would be found in it.
-  - Settings in other files of systemd-resolved or NetworkManager that may overrule this one are shown as warnings.
+  - A search domain that has a wildcard, of whatever type, is refused; every name would be found in it. While the servers do not answer
+    that is not known, which check mode and I(verify=false) report.
+  - Settings in other files of systemd-resolved or NetworkManager that may overrule this one are shown as warnings, and so are DHCP
+    clients (dhclient, dhcpcd) that write a plain C(/etc/resolv.conf) anew at each lease. These have to be told not to, or which servers
+    to write.
   - What was there before, also a link, is kept under /var/lib/thinkube/dns_client, and I(state=absent) puts it back. It does not
     when somebody has changed the file since.
 attributes:
@@ -120,7 +123,7 @@ client:
       type: bool
       sample: true
     overruled_by:
-      description: Settings in other files that may overrule it.
+      description: Settings in other files, and programs, that may overrule it.
       type: list
       elements: str
       sample: []

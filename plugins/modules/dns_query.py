@@ -27,14 +27,20 @@ attributes:
 options:
   name:
     description:
-      - The name, always from the root, with or without a dot at its end. With I(type=PTR) it may be an address.
+      - The name, with or without a dot at its end. With I(type=PTR) it may be an address.
     type: str
     required: true
   type:
     description:
-      - The type of record.
+      - The type of record, by its name or as C(TYPE65280). What is no type of record, such as C(ANY), is refused.
     type: str
     default: A
+  origin:
+    description:
+      - The zone that I(name), and names in I(expect), are relative to when they have no dot at their end, as in M(thinkube.infra.dns_zone);
+        then C(@) is the zone itself. For a reverse zone it may be a prefix. By default it is the root, so that a name without the dot is the same as one with it.
+    type: str
+    default: "."
   server:
     description:
       - The server to ask, by address or name. Left out, those in C(/etc/resolv.conf) are asked, as programs do; with
@@ -48,7 +54,8 @@ options:
   expect:
     description:
       - The values that the answer must have, as zone files have them, in any order and form. Names in them with dots end in one;
-        texts are written without quotes. An empty list means that there must be none.
+        texts are written without quotes. An empty list means that there must be none. Values of a C(SOA), and of C(DNSKEY) and the
+        other types that a server makes by signing, are written as they are returned.
       - The answer may be reached through aliases (CNAME) that the server gives along with it.
     type: list
   tcp:

@@ -253,7 +253,8 @@ options:
       - The configuration of a zone that is made - for BIND the statements that C(addzone) takes after type and file, for Knot
         one item and its value a line. Comments in BIND's are left out.
       - It is no place for secrets, since it is on the command line of C(rndc) or C(knotc) for a moment.
-      - Left out, BIND lets the keys of I(tsig) and I(transfer_tsig) update and transfer the zone.
+      - Left out, BIND lets the keys of I(tsig) and I(transfer_tsig) update and transfer the zone. Without keys its own defaults hold, by
+        which up to 9.18 everybody may transfer it, unless the server's options say otherwise; C(allow-transfer) belongs here then.
     type: str
   include:
     description:
@@ -263,6 +264,8 @@ options:
   force:
     description:
       - Allow plans that would otherwise be refused as going too far, and with I(manage=owned) take over what somebody else made.
+      - With I(create=true) and I(state=absent) that are those that remove a zone with 10 records or more, unless I(records) lists them,
+        with records that I(ignore) leaves to others, or one that cannot be read.
     type: bool
     default: false
   settle:

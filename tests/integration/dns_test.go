@@ -4,6 +4,7 @@ package integration
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,26 +20,41 @@ func TestDNS(t *testing.T) {
 	s.run(t, "n1", usedBIND)
 	s.run(t, "n2", "DEBIAN_FRONTEND=noninteractive apt-get -qq -y install systemd-resolved >/dev/null 2>&1 && systemctl is-active systemd-resolved")
 	// What is installed by itself and needed by nothing stays, too.
-	s.run(t, "n3", "export DEBIAN_FRONTEND=noninteractive; { apt-get -qq -y purge bind9 bind9-utils; apt-get -qq -y install libndp0; } >/dev/null 2>&1 && "+
-		"apt-mark auto libndp0 && apt-get --simulate autoremove | grep '^Remv libndp0'")
+	s.run(t, "n3", "export DEBIAN_FRONTEND=noninteractive; { apt-get -qq -y --autoremove purge bind9 bind9-utils bind9-dnsutils bind9-host bind9-libs; "+
+		"apt-get -qq -y install libndp0; } >/dev/null 2>&1 && apt-mark auto libndp0 && apt-get --simulate autoremove | grep '^Remv libndp0'")
+
+	packages := func(t *testing.T) []string {
+		t.Helper()
+
+		return strings.Fields(s.run(t, "n3", "dpkg-query -W -f '${Package}\n'"))
+	}
+	atFirst := packages(t)
 
 	const before = "before-dns"
 
 	require.NoError(t, s.lab.Snapshot(t.Context(), before))
 	s.restore(t, before)
 
-	site := func(more map[string]any) string {
+	site := func(more map[string]any, changes ...func(all map[string]any)) string {
 		return s.variant(t, func(all map[string]any) {
 			vars := at(t, all, "vars")
 			vars["domain_name"], vars["primary_ingress_ip"], vars["secondary_ingress_ip"] = "lab.example", "10.177.92.200", "10.177.92.201"
 			vars["network_cidr"] = "10.177.92.0/23" // two reverse zones
 			vars["dns_dnssec_validation"] = "no"    // the lab has no way to the root's keys
 			vars["dns_take_over"] = true
-			vars["dns_records"] = []any{map[string]any{"name": "@", "type": "TXT", "values": []any{"v=spf1 -all"}}}
+			vars["dns_records"] = []any{
+				dnsRecord("@", "TXT", "v=spf1 -all"), dnsRecord("@", "mx", "10 mail"), dnsRecord("_sip._tcp", "SRV", "1 2 5060 mail"),
+				dnsRecord("www", "CNAME", "mail"), dnsRecord("mail", "A", "10.177.93.25"), dnsRecord("mail", "A", "10.177.93.26"),
+				map[string]any{"name": "mail", "type": "AAAA", "state": "absent"},
+			}
 			at(t, all, "children", "dns_servers")["hosts"] = map[string]any{"n1": map[string]any{}, "n3": map[string]any{}}
 
 			for key, value := range more {
 				vars[key] = value
+			}
+
+			for _, change := range changes {
+				change(all)
 			}
 		})
 	}
@@ -84,6 +100,12 @@ func TestDNS(t *testing.T) {
 	step(t, "so it does with values that cannot be", func(t *testing.T) {
 		wrong := site(map[string]any{"dns_networks": []any{"10.177.92.0/24", "0.0.0.0/0"}, "dns_reverse_prefixes": []any{"10.177.92.0/23"}})
 		s.playWith(t, "30_networking/20", playOptions{inventory: wrong}).failedWith(t, "n3", "0.0.0.0/0 is everybody.*10.177.92.0/23 is no reverse zone")
+
+		halves := site(map[string]any{"dns_networks": []any{"10.177.92.0/24", "0.0.0.0/1", "128.0.0.0/1"}}, func(all map[string]any) {
+			all["hosts"] = map[string]any{"kn": map[string]any{"lan_ip": "10.177.92.99"}, "n5.elsewhere.example": map[string]any{"lan_ip": "10.177.92.98"}}
+		})
+		s.playWith(t, "30_networking/20", playOptions{inventory: halves, args: []string{"--limit=n3"}}).
+			failedWith(t, "n3", "0.0.0.0/1 is more than any site has.*128.0.0.0/1 is more.*n5.elsewhere.example has a name with dots.*kn cannot have the name kn")
 		s.sameAs(t, before, three...)
 	})
 
@@ -96,6 +118,10 @@ func TestDNS(t *testing.T) {
 
 	step(t, "set-up", func(t *testing.T) { play(t, "20").succeeded(t) })
 	step(t, "set-up again changes nothing", func(t *testing.T) { play(t, "20").unchanged(t, three...) })
+	step(t, "somebody comes to need what set-up brought", func(t *testing.T) {
+		require.NotContains(t, atFirst, "bind9-libs")
+		s.run(t, "n3", "DEBIAN_FRONTEND=noninteractive apt-get -qq -y install bind9-dnsutils >/dev/null 2>&1 && dig -v")
+	})
 	step(t, "the test passes", func(t *testing.T) { play(t, "28").unchanged(t, three...) })
 	step(t, "zones of others are still served", othersServed)
 
@@ -115,6 +141,44 @@ func TestDNS(t *testing.T) {
 		assert.Contains(t, s.run(t, "n3", "dig +tries=1 @10.177.92.11 lab.example AXFR"), "Transfer failed")
 		s.run(t, "n1", "ip route delete 198.51.100.7")
 		s.run(t, "n3", "ip address delete 198.51.100.7/32 dev lo")
+	})
+
+	step(t, "port 53 of a bridge for virtual machines is left to it", func(t *testing.T) {
+		s.run(t, "n1", "ip link add lxdbr0 type bridge && ip address add 192.168.100.1/24 dev lxdbr0 && ip link set lxdbr0 up && rndc scan")
+		// As at the start of a host, where named comes first.
+		s.run(t, "n1", "systemctl restart named && until rndc status >/dev/null 2>&1; do sleep 0.1; done")
+		assert.NotContains(t, s.run(t, "n1", "ss -Hlntu 'sport = 53'"), "192.168.100.1:53")
+		assert.Contains(t, s.run(t, "n1", "ss -Hlntu 'sport = 53'"), "10.177.92.11:53")
+		s.run(t, "n1", "ip link delete lxdbr0")
+	})
+
+	step(t, "a host's own name in its /etc/hosts is no fault, a contradiction is", func(t *testing.T) {
+		s.run(t, "n2", "cp -p /etc/hosts /etc/aside && printf '127.0.1.1 n2.lab.example n2\\n' >>/etc/hosts && hostname n2.lab.example && systemctl restart systemd-resolved")
+		assert.Contains(t, s.run(t, "n2", "dig +short @127.0.0.53 n2.lab.example"), "127.0.1.1", "it does overrule")
+		told := play(t, "28")
+		told.unchanged(t, three...)
+		assert.Contains(t, told.Stdout, "127.0.1.1 n2.lab.example n2")
+
+		s.run(t, "n2", "printf '192.0.2.66 n3.lab.example\\n' >>/etc/hosts")
+		play(t, "28", "--limit=n2").failedWith(t, "n2", "None of them leads programs astray: .*192.0.2.66 n3.lab.example")
+		s.run(t, "n2", "mv /etc/aside /etc/hosts && hostname n2 && systemctl restart systemd-resolved")
+	})
+
+	step(t, "an address that changes in the inventory is known at once", func(t *testing.T) {
+		moved := site(nil, func(all map[string]any) { hostVars(t, all, "n2")["lan_ip"] = "10.177.93.12" })
+		for _, each := range []string{moved, inventory} {
+			s.playWith(t, "30_networking/20", playOptions{inventory: each}).succeeded(t)
+			s.playWith(t, "30_networking/28", playOptions{inventory: each}).unchanged(t, three...)
+		}
+	})
+
+	step(t, "a host may be named with the domain", func(t *testing.T) {
+		named := site(nil, func(all map[string]any) {
+			hosts := at(t, all, "children", "baremetal", "children", "headless", "hosts")
+			hosts["n2.lab.example"] = hosts["n2"]
+			delete(hosts, "n2")
+		})
+		s.playWith(t, "30_networking/28", playOptions{inventory: named, args: []string{"--limit=n2.lab.example"}}).unchanged(t, "n2.lab.example")
 	})
 
 	step(t, "sabotage of each host is found", func(t *testing.T) {
@@ -153,29 +217,54 @@ func TestDNS(t *testing.T) {
 			wrong, back []string
 		}{
 			{
-				`Every host has its address: n3\.lab\.example`, []string{"n1", "n3"},
+				`The host gets every answer: n3\.lab\.example`, []string{"n1", "n3"},
 				[]string{"zone lab.example", "update delete n3.lab.example A", "update add n3.lab.example 60 A 192.0.2.66"},
 				[]string{"zone lab.example", "update delete n3.lab.example A", "update add n3.lab.example 3600 A 10.177.92.13"},
 			},
 			{
-				`lead to the ingress addresses: any-name\.kn\.lab\.example`, []string{"n1", "n3"},
+				`The host gets every answer: any-name\.kn\.lab\.example`, []string{"n1", "n3"},
 				[]string{"zone kn.lab.example", "update delete *.kn.lab.example A"},
 				[]string{"zone kn.lab.example", "update add *.kn.lab.example 3600 A 10.177.92.201"},
 			},
 			{
-				`Other records are there, too: lab\.example`, []string{"n1", "n3"},
+				`The host gets every answer: lab\.example TXT`, []string{"n1", "n3"},
 				[]string{"zone lab.example", "update add lab.example 3600 TXT other"},
 				[]string{"zone lab.example", "update delete lab.example TXT other"},
 			},
 			{
-				`Every server knows every host: n3\.lab\.example`, []string{"n3"},
+				`The host gets every answer: lab\.example MX`, []string{"n1", "n3"},
+				[]string{"zone lab.example", "update delete lab.example MX", "update add lab.example 60 MX 10 other.lab.example."},
+				[]string{"zone lab.example", "update delete lab.example MX", "update add lab.example 3600 MX 10 mail.lab.example."},
+			},
+			{
+				`The host gets every answer: _sip\._tcp\.lab\.example SRV`, []string{"n1", "n3"},
+				[]string{"zone lab.example", "update delete _sip._tcp.lab.example SRV"},
+				[]string{"zone lab.example", "update add _sip._tcp.lab.example 3600 SRV 1 2 5060 mail.lab.example."},
+			},
+			{
+				`The host gets every answer: mail\.lab\.example AAAA`, []string{"n1", "n3"},
+				[]string{"zone lab.example", "update add mail.lab.example 60 AAAA 2001:db8::1"},
+				[]string{"zone lab.example", "update delete mail.lab.example AAAA"},
+			},
+			{
+				`Every server gives every answer: www\.lab\.example CNAME`, []string{"n3"},
+				[]string{"zone lab.example", "update add www.lab.example 60 CNAME other.lab.example."},
+				[]string{"zone lab.example", "update add www.lab.example 3600 CNAME mail.lab.example."},
+			},
+			{
+				`Every server gives every answer: n3\.lab\.example`, []string{"n3"},
 				[]string{"zone lab.example", "update delete n3.lab.example A"},
 				[]string{"zone lab.example", "update add n3.lab.example 3600 A 10.177.92.13"},
 			},
 			{
-				`Every address has its host's name: .*n2\.lab\.example`, []string{"n3"},
+				`The host gets every answer: 25\.93\.177\.10\.in-addr\.arpa PTR .*mail\.lab\.example`, []string{"n1", "n3"},
+				[]string{"zone 93.177.10.in-addr.arpa", "update delete 25.93.177.10.in-addr.arpa PTR"},
+				[]string{"zone 93.177.10.in-addr.arpa", "update add 25.93.177.10.in-addr.arpa 3600 PTR mail.lab.example."},
+			},
+			{
+				`Every server gives every answer: 12\.92\.177\.10\.in-addr\.arpa PTR .*n2\.lab\.example`, []string{"n3"},
 				[]string{"zone 92.177.10.in-addr.arpa", "update delete 12.92.177.10.in-addr.arpa PTR"},
-				[]string{"zone 92.177.10.in-addr.arpa", "update add 12.92.177.10.in-addr.arpa 3600 PTR n2.lab.example"},
+				[]string{"zone 92.177.10.in-addr.arpa", "update add 12.92.177.10.in-addr.arpa 3600 PTR n2.lab.example."},
 			},
 		} {
 			for _, server := range each.servers {
@@ -198,10 +287,23 @@ func TestDNS(t *testing.T) {
 		failed := play(t, "28")
 		failed.failedWith(t, "n1", "named is inactive")
 		failed.failedWith(t, "n2", "lab.example")
-		failed.failedWith(t, "n3", "Every server knows every host: ")
+		failed.failedWith(t, "n3", `Every server answers: .*10\.177\.92\.11`)
 
 		s.run(t, "n1", "systemctl start named")
 		s.run(t, "n2", "rm /etc/systemd/resolved.conf.d/20-other.conf && systemctl restart systemd-resolved")
+	})
+
+	step(t, "a zone that the inventory does not name any more goes with others' records only if that is meant", func(t *testing.T) {
+		update(t, "n1", "zone 93.177.10.in-addr.arpa", "update add _acme-challenge.93.177.10.in-addr.arpa 60 TXT theirs")
+
+		fewer := map[string]any{"dns_reverse_prefixes": []any{"10.177.92.0/24"}}
+		args := []string{"--limit=n1"}
+		s.playWith(t, "30_networking/20", playOptions{inventory: site(fewer), args: args}).failedWith(t, "n1", "records that ignore leaves to others would be deleted")
+		assert.Contains(t, s.run(t, "n1", "dig +short @127.0.0.1 _acme-challenge.93.177.10.in-addr.arpa TXT"), "theirs")
+
+		fewer["dns_force"] = true
+		s.playWith(t, "30_networking/20", playOptions{inventory: site(fewer), args: args}).succeeded(t)
+		assert.Empty(t, s.run(t, "n1", "dig +norecurse +short @127.0.0.1 93.177.10.in-addr.arpa SOA"))
 	})
 
 	step(t, "a domain that the inventory does not name any more is gone", func(t *testing.T) {
@@ -211,15 +313,30 @@ func TestDNS(t *testing.T) {
 		assert.NotContains(t, s.run(t, "n1", "ls /var/lib/bind; dig +norecurse +short @127.0.0.1 lab.example SOA"), "lab.example")
 	})
 
+	step(t, "the folder of the configuration stays where it is", func(t *testing.T) {
+		other := site(map[string]any{"dns_config_folder": "/etc/bind/other"})
+		s.playWith(t, "30_networking/20", playOptions{inventory: other, args: []string{"--limit=n1"}}).failedWith(t, "n1", "set up with /etc/bind/thinkube")
+	})
+
 	step(t, "roll-back leaves nothing behind", func(t *testing.T) {
 		// It needs neither the server nor its configuration, and takes what was made from the record.
 		s.run(t, "n3", "systemctl stop named && rm /etc/bind/thinkube/update.key && echo broken >/etc/bind/thinkube/named.conf")
-		play(t, "29").succeeded(t)
+		other := site(map[string]any{"dns_config_folder": "/etc/bind/other"})
+		s.playWith(t, "30_networking/29", playOptions{inventory: other}).succeeded(t)
+
+		left := slices.DeleteFunc(packages(t), func(name string) bool { return slices.Contains(atFirst, name) })
+		assert.Subset(t, left, []string{"bind9-dnsutils", "bind9-libs"})
+		assert.NotContains(t, left, "bind9")
+		s.run(t, "n3", "dig -v && DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge "+strings.Join(left, " ")+" >/dev/null 2>&1")
 		s.sameAs(t, before, three...)
 		othersServed(t)
 		play(t, "29").unchanged(t, three...)
 		play(t, "28").failedWith(t, "n1", "named.conf is not as setup makes it")
 	})
+}
+
+func dnsRecord(name, kind string, values ...any) map[string]any {
+	return map[string]any{"name": name, "type": kind, "values": values}
 }
 
 // usedBIND is a BIND with zones of its own: in its configuration, and made by rndc.

@@ -3,6 +3,7 @@
 package records
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,15 +13,59 @@ import (
 )
 
 // ParseFile reads a zone file (RFC 1035, 5). Files that include others, and files with signatures, are refused: written anew
-// they would lose something.
-func ParseFile(text, zone string) (*SOA, []Set, error) {
+// they would lose something. What has no TTL, by itself or by $TTL, gets the given one; with 0 the SOA's minimum, which BIND takes
+// when not even the SOA has one.
+func ParseFile(text, zone string, missing uint32) (*SOA, []Set, error) {
+	if missing == 0 {
+		var said bool
+
+		missing, said = fromMinimum(text, zone)
+		if said {
+			return parseFile(text, zone)
+		}
+	}
+
+	soa, sets, err := parseFile(fmt.Sprintf("$TTL %d\n%s", missing, text), zone)
+	if err != nil {
+		_, _, plain := parseFile(text, zone)
+		err = cmp.Or(plain, err) // which counts the lines as they are
+	}
+
+	return soa, sets, err
+}
+
+// fromMinimum gives the minimum of the SOA. It is the TTL of the SOA itself, and of all after it that have none, unless one was said up
+// to there.
+func fromMinimum(text, zone string) (minimum uint32, said bool) {
+	first, second := firstSOA(text, zone, 1), firstSOA(text, zone, 2)
+	if first == nil || second == nil || first.Hdr.Ttl == second.Hdr.Ttl {
+		return 0, true
+	}
+
+	return first.Minttl, false
+}
+
+func firstSOA(text, zone string, ttl uint32) *dns.SOA {
+	parser := dns.NewZoneParser(strings.NewReader(text), zone, "")
+	parser.SetDefaultTTL(ttl)
+
+	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
+		if soa, is := rr.(*dns.SOA); is {
+			return soa
+		}
+	}
+
+	return nil
+}
+
+func parseFile(text, zone string) (*SOA, []Set, error) {
 	var (
 		soa   *SOA
 		found Collect
 	)
 
 	parser := dns.NewZoneParser(strings.NewReader(text), zone, "")
-	parser.SetDefaultTTL(3600)
+	parser.SetDefaultTTL(0) // not used; without one the parser refuses some records and not others
 
 	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
 		header := rr.Header()

@@ -25,7 +25,7 @@ $GENERATE 1-2 h-$ A 192.0.2.$
 `
 
 func TestFilesAreReadAndWritten(t *testing.T) {
-	soa, sets, err := ParseFile(handwritten, zone)
+	soa, sets, err := ParseFile(handwritten, zone, 0)
 	require.NoError(t, err)
 	assert.Equal(t, SOA{Primary: "ns1.example.com.", Mail: "hostmaster.example.com.", Serial: 2024010101, Refresh: 7200, Retry: 900, Expire: 1209600, Minimum: 300, TTL: 3600}, *soa)
 	assert.Equal(t, []Set{
@@ -42,10 +42,34 @@ func TestFilesAreReadAndWritten(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, byte('\n'), text[len(text)-1])
 
-	again, back, err := ParseFile(text, zone)
+	again, back, err := ParseFile(text, zone, 0)
 	require.NoError(t, err)
 	assert.Equal(t, soa, again)
 	assert.Equal(t, sets, back)
+}
+
+// TestTTLsThatAreNotSaid are those with which BIND serves the file (lib/dns/master.c): the SOA's minimum, unless something was said
+// before; and Knot, for which they are always the same.
+func TestTTLsThatAreNotSaid(t *testing.T) {
+	for text, want := range map[string][3]uint32{ // of the SOA, a, and b after a record with TTL 7
+		"@ SOA ns h 1 2 3 4 60\na A 192.0.2.1\nx 7 A 192.0.2.1\nb A 192.0.2.1\n":             {60, 60, 60},
+		"@ IN SOA ns h 1 2 3 4 60\na IN A 192.0.2.1\nx IN 7 A 192.0.2.1\nb IN A 192.0.2.1\n": {60, 60, 60},
+		"@ 9 SOA ns h 1 2 3 4 60\na A 192.0.2.1\nx 7 A 192.0.2.1\nb A 192.0.2.1\n":           {9, 9, 7},
+		"$TTL 8\n@ SOA ns h 1 2 3 4 60\na A 192.0.2.1\nx 7 A 192.0.2.1\nb A 192.0.2.1\n":     {8, 8, 8},
+		"@ SOA ns h 1 2 3 4 60\na A 192.0.2.1\n$TTL 5\nx 7 A 192.0.2.1\nb A 192.0.2.1\n":     {60, 60, 5},
+		"@ SOA ns h 1 2 3 4 0\na A 192.0.2.1\nx 7 A 192.0.2.1\nb A 192.0.2.1\n":              {0, 0, 0},
+	} {
+		soa, sets, err := ParseFile(text, zone, 0)
+		require.NoError(t, err)
+		assert.Equal(t, want, [3]uint32{soa.TTL, sets[0].TTL, sets[1].TTL}, text)
+	}
+
+	soa, sets, err := ParseFile("@ 9 SOA ns h 1 2 3 4 60\na A 192.0.2.1\n$TTL 5\nb A 192.0.2.1\n", zone, 3600)
+	require.NoError(t, err)
+	assert.Equal(t, [3]uint32{9, 3600, 5}, [3]uint32{soa.TTL, sets[0].TTL, sets[1].TTL})
+
+	_, _, err = ParseFile("@ SOA ns h 1 2 3 4 60\na A nonsense\n", zone, 0)
+	assert.ErrorContains(t, err, "line: 2")
 }
 
 func TestFilesThatAreNotUnderstoodAreRefused(t *testing.T) {
@@ -62,7 +86,7 @@ func TestFilesThatAreNotUnderstoodAreRefused(t *testing.T) {
 		"what is no RR":  soa + "www A\n",
 		"half a bracket": "@ SOA a b ( 1 2 3\n",
 	} {
-		_, _, err := ParseFile(text, zone)
+		_, _, err := ParseFile(text, zone, 0)
 		assert.Error(t, err, name)
 	}
 }
@@ -77,7 +101,7 @@ func FuzzParseFile(f *testing.F) {
 			return // $GENERATE alone makes enough of a short one
 		}
 
-		soa, sets, err := ParseFile(text, zone)
+		soa, sets, err := ParseFile(text, zone, 0)
 		if err != nil {
 			return
 		}
@@ -85,7 +109,7 @@ func FuzzParseFile(f *testing.F) {
 		written, err := RenderFile(zone, *soa, sets)
 		require.NoError(t, err)
 
-		again, back, err := ParseFile(written, zone)
+		again, back, err := ParseFile(written, zone, 0)
 		require.NoError(t, err, written)
 		require.Equal(t, soa, again)
 		require.Len(t, back, len(sets))

@@ -186,7 +186,7 @@ func toASCII(name string) (string, error) {
 		return name, nil
 	}
 
-	labels := strings.FieldsFunc(name, func(r rune) bool { return r == '。' || r == '．' || r == '｡' || r == '.' })
+	labels := divide(name)
 	for i, label := range labels {
 		if isASCII(label) {
 			continue
@@ -200,12 +200,31 @@ func toASCII(name string) (string, error) {
 		labels[i] = ascii
 	}
 
-	out := strings.Join(labels, ".")
-	if strings.HasSuffix(name, ".") {
-		out += "."
+	return strings.Join(labels, "."), nil
+}
+
+// divide gives the labels of a name, also where it is divided by the dots of other scripts (RFC 3490, 3.1). An escaped dot is part of
+// its label; an empty label stays, for others to refuse, as that at the end of an absolute name does.
+func divide(name string) []string {
+	var (
+		labels  []string
+		label   strings.Builder
+		escaped bool
+	)
+
+	for _, r := range name {
+		if !escaped && strings.ContainsRune(".。．｡", r) {
+			labels = append(labels, label.String())
+			label.Reset()
+
+			continue
+		}
+
+		label.WriteRune(r)
+		escaped = !escaped && r == '\\'
 	}
 
-	return out, nil
+	return append(labels, label.String())
 }
 
 func isASCII(text string) bool {
@@ -331,17 +350,37 @@ func (s Set) RR(value string) (dns.RR, error) {
 // matters.
 func (s Set) key(value string, exact bool) string {
 	switch s.Type {
-	case "CNAME", "NS", "PTR", "MX", "SRV":
+	case "CNAME", "NS", "PTR", "MX", "SRV", "SOA", "DNAME", "NSEC":
 		return strings.ToLower(value)
 	case "NAPTR", "SVCB", "HTTPS":
 		return lowerName(s.Type, value)
 	case "TXT":
-		if !exact {
-			return strings.ReplaceAll(value, `" "`, "")
+		if !exact && strings.HasPrefix(value, `"`) {
+			return joined(value)
 		}
 	}
 
 	return value
+}
+
+// joined gives the text of quoted strings as one.
+func joined(value string) string {
+	var (
+		out             strings.Builder
+		inside, escaped bool
+	)
+
+	for i := range len(value) {
+		switch c := value[i]; {
+		case c == '"' && !escaped:
+			inside = !inside
+		case inside:
+			out.WriteByte(c)
+			escaped = c == '\\' && !escaped
+		}
+	}
+
+	return out.String()
 }
 
 // lowerName lowers the one word of a value that is a name.

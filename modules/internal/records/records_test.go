@@ -96,6 +96,9 @@ func TestRulesHaveIDs(t *testing.T) {
 		{"bailiwick", "www.example.net.", "A", []any{"192.0.2.1"}},
 		{"bailiwick", "badexample.com.", "A", []any{"192.0.2.1"}},
 		{"wildcard-leftmost", "a.*.b", "A", []any{"192.0.2.1"}},
+		{"name-form", "a..münchen", "A", []any{"192.0.2.1"}},
+		{"name-form", "münchen。.b", "A", []any{"192.0.2.1"}},
+		{"name-form", ".münchen", "A", []any{"192.0.2.1"}},
 		{"idn", "xn--a-\u00e4", "A", []any{"192.0.2.1"}},
 		{"type-unknown", "www", "NOPE", []any{"1"}},
 		{"type-unknown", "www", "URI", []any{"1"}},
@@ -149,6 +152,7 @@ func TestNames(t *testing.T) {
 		"www": "www.example.com.", "WWW": "www.example.com.", "@": zone, "*": "*.example.com.", "a.b": "a.b.example.com.",
 		"www.example.com.": "www.example.com.", "münchen": "xn--mnchen-3ya.example.com.", "xn--mnchen-3ya": "xn--mnchen-3ya.example.com.",
 		"_dmarc": "_dmarc.example.com.", `a\.b`: `a\.b.example.com.`, `\097`: "a.example.com.", `a\046`: `a\..example.com.`,
+		`a\.b.münchen`: `a\.b.xn--mnchen-3ya.example.com.`, "münchen。example。com.": "xn--mnchen-3ya.example.com.",
 	} {
 		got, err := MakeName(given, zone)
 		require.NoError(t, err, given)
@@ -171,6 +175,17 @@ func TestTextsAreComparedAsAWhole(t *testing.T) {
 	assert.True(t, whole.Same(other))
 	assert.False(t, divided.Same(whole), "its division was asked for")
 	assert.True(t, divided.Same(other))
+
+	// The end of one string and the beginning of the next are no part of a text, but may look as one.
+	for _, text := range []string{`a" `, `a" "b`, `\" "`, `\`} {
+		whole, parted := one(t, "@", "TXT", []any{text + "tail"}), one(t, "@", "TXT", []any{text, "tail"})
+		whole.Exact, parted.Exact = false, false
+		assert.True(t, whole.Same(parted), text)
+		assert.False(t, whole.Same(one(t, "@", "TXT", []any{strings.ReplaceAll(text, " ", "") + "tail!"})), text)
+	}
+
+	opaque := Set{Name: zone, Type: "TXT", Values: []string{`\# 1 00`}}
+	assert.False(t, opaque.Same(Set{Name: zone, Type: "TXT", Values: []string{`\# 1 01`}}))
 }
 
 func TestSetsAreCompared(t *testing.T) {
