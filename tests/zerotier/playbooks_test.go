@@ -370,6 +370,14 @@ func (s *site) noSecret(folder string) {
 	require.NoError(s, err)
 }
 
+// vars writes variables that go over the inventory's, and gives what -e wants.
+func (s *site) vars(text string) string {
+	file := filepath.Join(s.TempDir(), "vars.json")
+	require.NoError(s, os.WriteFile(file, []byte(text), 0o600))
+
+	return "@" + file
+}
+
 func (s *site) passes(number string, args ...string) run {
 	done := s.play(number, args...)
 	require.Zero(s, done.code, done.output)
