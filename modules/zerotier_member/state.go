@@ -29,6 +29,7 @@ type State struct {
 	// looked at.
 	Given []string `json:"given_by_itself,omitempty"`
 
+	routes []ztapi.Route // of the kernel, over the network's device, where they are waited for
 	before *ztapi.Member
 	waited time.Duration
 	tests  []ProbeResult
@@ -139,6 +140,10 @@ func (h *host) lookAtNode(ctx context.Context, state *State) error {
 	state.Joined, err = h.service.Network(ctx, h.args.NetworkID)
 	if err == nil && state.Joined != nil {
 		state.Kernel, err = ztapi.KernelAddresses(state.Joined.Device)
+	}
+
+	if err == nil && state.Joined != nil && len(h.args.WaitRoutes) > 0 {
+		state.routes, err = ztapi.KernelRoutes(state.Joined.Device)
 	}
 
 	return err

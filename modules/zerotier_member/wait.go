@@ -206,6 +206,11 @@ func (h *host) reason(state State) error {
 			"%s of node %s: not on device %s, which has %s", strings.Join(missing, " "), state.Node, joined.Device, show(state.Kernel))
 	}
 
+	if missing := h.missingRoutes(state); h.args.WaitFor == "addresses" && len(missing) > 0 {
+		return ansible.Fail(CodeRouteMissing, "look whether the network has it; a default route needs allow_default, one to public addresses allow_global",
+			"route %s does not lead over device %s of node %s", strings.Join(missing, ", "), joined.Device, state.Node)
+	}
+
 	return nil
 }
 
@@ -255,6 +260,27 @@ func (h *host) expected(state State) []string {
 
 		return err != nil || !ztapi.NodeTakes(addr, joined.Allow)
 	})
+}
+
+// missingRoutes are those to wait for that the kernel does not have. A node makes none over itself.
+func (h *host) missingRoutes(state State) []string {
+	var missing []string
+
+	for _, route := range h.args.WaitRoutes {
+		want := ztapi.Route{Target: route.Target, Via: *route.Via}
+		if slices.Contains(hosts(state.Kernel), want.Via) || ztapi.HasRoute(state.routes, want) {
+			continue
+		}
+
+		text := want.Target
+		if want.Via != "" {
+			text += " via " + want.Via
+		}
+
+		missing = append(missing, text)
+	}
+
+	return missing
 }
 
 // hosts cuts the prefix lengths off.

@@ -144,6 +144,22 @@ options:
       - Further addresses to wait for, where the controller is not asked.
     type: list
     elements: str
+  wait_routes:
+    description:
+      - Routes to wait for in the kernel, over the network's device. One over an address of the host itself is not waited for,
+        since a node makes none.
+    type: list
+    elements: dict
+    suboptions:
+      target:
+        description:
+          - Where it leads, with a prefix length.
+        type: str
+        required: true
+      via:
+        description:
+          - The next hop; left out, it is on the link.
+        type: str
   test:
     description:
       - Addresses of other members that must then be reached over the network's device. One of this host is refused, since it
@@ -429,6 +445,7 @@ failure:
         - C(not_converged) - every step was done and the state is still not the wanted one.
         - C(offline) - the node reaches no root server, so what it says of its networks is old.
         - C(refused_by_node) - the node itself cannot take part (PORT_ERROR, CLIENT_TOO_OLD).
+        - C(route_missing) - a route of wait_routes does not lead over the network's device.
         - C(service_missing) - the host has no ZeroTier service, or its token is not in its home folder.
         - C(service_unreachable) - the host's ZeroTier service does not answer.
         - C(stored_otherwise) - the controller took a change and stored something else.

@@ -118,6 +118,17 @@ func TestMembersReachEachOther(t *testing.T) {
 	assert.Contains(t, fmt.Sprint(result["warnings"]), "10.147.17.250")
 	assert.Contains(t, s.b.ip(t, "route"), "192.168.50.0/24 via 10.147.17.1")
 
+	// A route that somebody took out of the kernel is missed, although the service lists it. The host that it leads over has none.
+	routes := dict{"wait_routes": []dict{{"target": "10.147.17.0/24"}, {"target": "192.168.50.0/24", "via": "10.147.17.1"}}, "wait_timeout": "300ms"}
+	s.a.ok(t, "zerotier_member", inLab("10.147.17.1", routes))
+	s.b.ok(t, "zerotier_member", inLab("10.147.17.2", routes))
+	s.b.ip(t, "route del 192.168.50.0/24")
+
+	missed := s.b.run(t, "zerotier_member", inLab("10.147.17.2", routes))
+	assert.Equal(t, "route_missing", code(missed), "%v", missed)
+	assert.Contains(t, missed["msg"], "route 192.168.50.0/24 via 10.147.17.1 does not lead over device")
+	s.b.ip(t, "route add 192.168.50.0/24 via 10.147.17.1")
+
 	for name, probe := range map[string]dict{
 		"an address of the host itself":      {"address": "10.147.17.2"},
 		"a way that is not the network's":    {"address": "10.77.0.1"},
