@@ -132,7 +132,7 @@ var Module = ansible.Module[Args, State, Values]{
 		ztapi.CodeStoredOtherwise: "the controller took a change and stored something else",
 		CodeTestFailed:            "an address that is to be reached over the network is not",
 	}),
-	Details:   []string{"rolled_back", "status", "tests", "waited_s"},
+	Details:   []string{"authentication_url", "rolled_back", "status", "tests", "waited_s"},
 	Normalize: normalize,
 	Open:      open,
 	Plan:      makePlan,

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/thinkube/infra/modules/internal/zttest"
 )
@@ -258,4 +259,20 @@ func TestNoAddressOfItsOwn(t *testing.T) {
 	result = zttest.OK(t, module, managed(w, dict{"no_auto_assign_ips": false, "ip_assignments": []string{"10.147.17.60"}}))
 	assert.Len(t, result.Dict["assigned_addresses"], 3)
 	assert.Contains(t, result.Dict["assigned_addresses"], fmt.Sprint(result.Dict["rfc4193_address"])+"/88")
+}
+
+// TestSignIn has a person sign in after the task said where: for a node that still is in the network, and has its record.
+func TestSignIn(t *testing.T) {
+	w := zttest.New(t)
+	w.Nodes[zttest.NodeA].Authenticate = map[string]string{zttest.Network: "https://sso.example/x"}
+
+	task := managed(w, dict{"name": "node-a", "wait_timeout": "30s"})
+	result := zttest.Run(t, module, task)
+	assert.Equal(t, "authentication_required", result.Code(), result.Text)
+	assert.Equal(t, "https://sso.example/x", failure(result)["authentication_url"])
+	assert.Equal(t, true, w.Member(zttest.NodeA)["authorized"])
+
+	w.Lock(func() { w.Nodes[zttest.NodeA].Authenticate = nil })
+
+	require.Eventually(t, func() bool { return zttest.Run(t, module, task).Dict["status"] == "OK" }, 5*time.Second, 50*time.Millisecond)
 }

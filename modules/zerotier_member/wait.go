@@ -192,7 +192,7 @@ func (h *host) reason(state State) error {
 		return ansible.Fail(CodeNotReached, "look whether that controller runs, and whether UDP port 9993 of it or of a root server can be reached from here; a wrong network id looks the same",
 			"node %s asks for network %s and gets no answer: controller %s not reached", state.Node, network, network[:10])
 	case "AUTHENTICATION_REQUIRED":
-		return ansible.Fail(CodeAuthentication, "sign in at "+joined.AuthenticationURL, "network %s wants a person to sign in for node %s: %s", network, state.Node, joined.AuthenticationURL)
+		return ansible.Fail(CodeAuthentication, "sign in at "+joined.AuthenticationURL+" and run the task again; until then the node stays in the network", "network %s wants a person to sign in for node %s: %s", network, state.Node, joined.AuthenticationURL)
 	default:
 		return ansible.Fail(CodeRefusedByNode, "look at the service's log, and for a newer zerotier-one", "node %s has status %s in network %s", state.Node, joined.Status, network)
 	}

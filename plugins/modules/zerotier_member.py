@@ -190,7 +190,8 @@ options:
     description:
       - Whether to put back what the task changed when it fails, also when something changes it back - the member's fields, the
         node's settings; to leave the network that it joined and to delete the record that it made. What the controller then
-        has is compared; a record that somebody else made or changed meanwhile stays.
+        has is compared; a record that somebody else made or changed meanwhile stays. Where a person has to sign in first
+        (C(authentication_required)), nothing is put back, since that is done for a node that is in the network.
     type: bool
     default: true
 seealso:
@@ -462,6 +463,9 @@ failure:
       description: The steps that were done before it.
       type: list
       elements: str
+    authentication_url:
+      description: Where a person has to sign in, with C(authentication_required).
+      type: str
     rolled_back:
       description:
         - Whether all that the task had changed was put back. C(changed) tells what it had done until then. False also where
