@@ -22,6 +22,8 @@ const (
 	// notFoundFor is how long a controller has to say that there is no such network: one that was just made may need a
 	// node's next question, which comes after five seconds.
 	notFoundFor = 10 * time.Second
+	// lingerFor is how long an address that this task took away has to go: one that stays is only warned of.
+	lingerFor = 2 * time.Second
 )
 
 // settle waits for the node, then tests.
@@ -97,7 +99,7 @@ func (h *host) await(ctx context.Context, state State) (State, error) {
 
 	for {
 		reason := h.reason(lastGood)
-		if reason == nil && trouble == nil {
+		if reason == nil && trouble == nil && (!h.lingers(lastGood) || time.Since(start) > lingerFor) {
 			return lastGood, nil
 		}
 
@@ -113,6 +115,10 @@ func (h *host) await(ctx context.Context, state State) (State, error) {
 
 		select {
 		case <-ctx.Done():
+			if reason == nil && trouble == nil {
+				return lastGood, nil
+			}
+
 			return lastGood, waitedTooLong(reason, trouble, time.Since(start))
 		case <-time.After(min(max(time.Since(start)/10, firstPoll), lastPoll)):
 		}
@@ -242,8 +248,21 @@ func (h *host) missingAddresses(state State) []string {
 	return missing
 }
 
-// expected are the member's addresses that a route covers, as many as reach a node; without a controller to ask, what the
-// service was assigned.
+// lingers tells whether the node still has an address that this task took away.
+func (h *host) lingers(state State) bool {
+	if h.first == nil || h.first.Member == nil || h.stored == nil || state.Joined == nil || h.args.WaitFor != "addresses" {
+		return false
+	}
+
+	have := slices.Concat(hosts(state.Joined.Assigned), hosts(state.Kernel))
+
+	return slices.ContainsFunc(h.first.Member.Addresses, func(address string) bool {
+		return !slices.Contains(h.stored.Addresses, address) && slices.Contains(have, address)
+	})
+}
+
+// expected are what the service was assigned, which has the addresses that the member gets by itself too, and those of the
+// member's record that a route covers, as many as reach a node: the node may not have heard of them yet.
 func (h *host) expected(state State) []string {
 	joined := state.Joined
 	addresses := hosts(joined.Assigned)
@@ -251,7 +270,7 @@ func (h *host) expected(state State) []string {
 	if state.Member != nil {
 		covered := slices.DeleteFunc(slices.Clone(state.Member.Addresses), func(address string) bool { return !onLink(joined.Routes, address) })
 		if len(covered) <= ztapi.MaxAddresses {
-			addresses = covered
+			addresses = append(addresses, covered...)
 		}
 	}
 

@@ -135,7 +135,7 @@ options:
   wait_for:
     description:
       - For a node that is C(online), for the network to be C(ok) too, or for every address that the member is to have to be in
-        the kernel as well (C(addresses)).
+        the kernel as well (C(addresses)), those that it gets by itself included - from a pool, or made of the node's id.
     type: str
     choices: [online, ok, addresses]
     default: addresses
