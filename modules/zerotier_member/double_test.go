@@ -485,6 +485,11 @@ func TestAbsent(t *testing.T) {
 	assert.Empty(t, w.Member(zttest.NodeA))
 
 	assert.Equal(t, false, zttest.OK(t, module, dict{"network_id": zttest.Network, "state": "absent", "home": "/nonexistent"}).Dict["changed"])
+
+	// Without a service it is not known whose record it is.
+	mistyped := zttest.OK(t, module, managed(w, absent), dict{"home": "/nonexistent", "member_on_absent": "delete"})
+	assert.Contains(t, fmt.Sprint(mistyped.Dict["warnings"]), "no record at the controller is touched")
+	assert.NotContains(t, zttest.OK(t, module, managed(w, absent), dict{"home": "/nonexistent"}).Dict, "warnings")
 	assert.Equal(t, before, w.Member(zttest.NodeB), "other members are not touched")
 }
 

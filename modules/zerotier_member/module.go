@@ -324,6 +324,10 @@ func open(ctx context.Context, task *ansible.Task, args Args) (ansible.Host[Stat
 		}
 	}
 
+	if args.managed() && args.local() && made.service == nil && args.State == "absent" && args.MemberOnAbsent != "keep" {
+		task.Warn("there is no ZeroTier service in %s, so which node it was is not known, and no record at the controller is touched; give node_id to deal with one", args.Home)
+	}
+
 	// A self-hosted controller without URL is the host's own service.
 	if !args.managed() || args.local() && made.service == nil {
 		return made, nil
