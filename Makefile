@@ -178,7 +178,8 @@ test-unit: go ## the tests that need neither root nor network
 	@go test -short $$(go list ./... | grep -v /tests/)
 
 test-zerotier: root go ## the ZeroTier scenarios; ZT_HOME=FOLDER [ZT_URL=URL] runs them against a real service with a controller
-	@ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run '$(if $(ZT_HOME),^TestScenarios$$,.)' ./modules/internal/zttest
+	@if [ -n "$(ZT_URL)" ] && [ -z "$(ZT_HOME)" ]; then echo "ZT_URL needs ZT_HOME, the home folder of that service, which has its token" >&2; exit 1; fi
+	ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run '$(if $(ZT_HOME),^TestScenarios$$,.)' ./modules/internal/zttest
 
 lint: lint-go lint-yaml ## gofmt, go vet, staticcheck, yamllint, ansible-lint, shellcheck
 
