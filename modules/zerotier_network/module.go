@@ -134,7 +134,7 @@ func (a Args) checkKind() error {
 	refuse(kind == ztapi.KindCentralV2 && a.NetworkID == "" && a.Controller.Group == "", "controller.network_group", "is needed for a network without network_id")
 	refuse(a.Description != nil && !central, "description", "a self-hosted controller has none")
 	refuse(a.Rules != nil && central, "rules", "are for self-hosted controllers; Central v1 has flow_rules")
-	refuse(a.FlowRules != nil && kind != ztapi.KindCentralV1, "flow_rules", "only Central v1 has them; a self-hosted controller has rules")
+	refuse(a.FlowRules != nil && kind != ztapi.KindCentralV1, "flow_rules", "only those of Central v1 are supported; a self-hosted controller has rules")
 
 	return errors.Join(errs...)
 }
