@@ -475,25 +475,7 @@ func TestPlaybooks(t *testing.T) {
 
 	device := strings.Fields(s.sh("n3", "ip -o link | grep -o 'zt[a-z0-9]*' | head -1"))[0]
 
-	// Sabotage, each of which 18 must notice.
-	s.sh("n3", "ip addr del 10.147.17.3/24 dev "+device)
-	s.fails("18", "has []; wanted ['10.147.17.3']")
-	s.sh("n3", "ip addr add 10.147.17.3/24 dev "+device)
-	s.passes("18")
-
-	s.sh("n3", "ip link set "+device+" down")
-	s.fails("18", "test of 10.147.17.")
-	s.sh("n3", "ip link set "+device+" up")
-
-	s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
-	s.fails("18", "test of 10.147.17.201")
-	s.sh("n2", "nft delete table inet sabotage")
-
-	s.api("POST", record+nodes["n2"], `{"name":"somebody else's"}`)
-	s.fails("18", nodes["n2"])
-	assert.Positive(t, s.passes("10").changed)
-	s.passes("18")
-
+	s.sabotages(device)
 	s.forwards(device)
 
 	// A service that is stopped is started, and is in again.
@@ -552,6 +534,130 @@ echo 'deb [signed-by=/srv/zerotier/repo/key.asc] file:/srv/zerotier/repo test ma
 	for _, host := range []string{"n1", "n3"} {
 		assert.NotContains(t, s.sh(host, "ls -R /var/lib/zerotier-one /var/lib/thinkube 2>&1 || true"), network)
 	}
+}
+
+// sabotages breaks one thing after the other, which 18 must notice each, and what it says of it.
+func (s *site) sabotages(device string) {
+	s.Helper()
+
+	record := func(host string) string { return "/controller/network/" + network + "/member/" + nodes[host] }
+	routes := func(text string) {
+		s.api("POST", "/controller/network/"+network, `{"routes":[{"target":"10.147.17.0/24"}`+text+`]}`)
+	}
+	away := func(host string) { // its service does not reach the controller, which is its root too
+		controller, err := s.lab.Host("n1")
+		require.NoError(s, err)
+		s.sh(host, "ip route add unreachable "+controller.Address().String()+" && systemctl restart zerotier-one")
+		s.awaitService(host)
+	}
+	back := func(host, address string) {
+		s.sh(host, "ip route del unreachable $(ip route | sed -n 's/^unreachable \\([^ ]*\\).*/\\1/p') && systemctl restart zerotier-one")
+		require.Eventually(s, func() bool { return strings.Contains(s.sh(host, "ip -o -4 addr"), address) }, 20*time.Second, 200*time.Millisecond)
+	}
+
+	for _, one := range []struct {
+		what, says string
+		do, undo   func()
+	}{
+		{
+			"an address is missing", "has []; wanted ['10.147.17.3']",
+			func() { s.sh("n3", "ip addr del 10.147.17.3/24 dev "+device) },
+			func() {
+				s.sh("n3", "ip addr add 10.147.17.3/24 dev "+device+"; ip route add 10.200.0.0/24 via 10.147.17.1 dev "+device)
+			},
+		},
+		{
+			"an address too many", "'10.147.17.77'",
+			func() { s.sh("n3", "ip addr add 10.147.17.77/24 dev "+device) },
+			func() { s.sh("n3", "ip addr del 10.147.17.77/24 dev "+device) },
+		},
+		{
+			"a route is not in the kernel", "route 10.200.0.0/24 via 10.147.17.1 does not lead over device " + device,
+			func() { s.sh("n3", "ip route del 10.200.0.0/24") },
+			func() { s.sh("n3", "ip route add 10.200.0.0/24 via 10.147.17.1 dev "+device) },
+		},
+		{
+			"the network lacks a route", "setup would change the network's routes",
+			func() { routes("") },
+			func() { routes(`,{"target":"10.200.0.0/24","via":"10.147.17.1"}`) },
+		},
+		{
+			"the link is down", "test of 10.147.17.",
+			func() { s.sh("n3", "ip link set "+device+" down") },
+			func() {
+				s.sh("n3", "ip link set "+device+" up; ip route replace 10.200.0.0/24 via 10.147.17.1 dev "+device)
+			},
+		},
+		{
+			"packets do not come through", "test of 10.147.17.201",
+			func() {
+				s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
+			},
+			func() { s.sh("n2", "nft delete table inet sabotage") },
+		},
+		{
+			"the service does not start with the host", "zerotier-one is disabled",
+			func() { s.sh("n2", "systemctl disable zerotier-one") },
+			func() { s.sh("n2", "systemctl enable zerotier-one") },
+		},
+		{
+			"the member has another name", "setup would change the record of n2: change member " + nodes["n2"],
+			func() { s.api("POST", record("n2"), `{"name":"somebody else's"}`) },
+			func() { assert.Positive(s, s.passes("10").changed) },
+		},
+		{
+			"the member is not authorised", "n3 in network " + network + ": ACCESS_DENIED",
+			func() {
+				s.api("POST", record("n3"), `{"authorized":false}`)
+				require.Eventually(s, func() bool { return strings.Contains(s.status("n3"), "ACCESS_DENIED") }, 20*time.Second, 500*time.Millisecond)
+			},
+			func() { s.api("POST", record("n3"), `{"authorized":true}`) },
+		},
+		{"the node is not online", "n3: ZeroTier is not online", func() { away("n3") }, func() { back("n3", "10.147.17.3/24") }},
+		{
+			"the unit for forwarding does not start with the host", "thinkube-zerotier-forward is disabled and active",
+			func() { s.sh("n3", "systemctl disable thinkube-zerotier-forward") },
+			func() { s.sh("n3", "systemctl enable thinkube-zerotier-forward") },
+		},
+		{
+			"it is stopped", "thinkube-zerotier-forward is enabled and inactive",
+			func() { s.sh("n3", "systemctl stop thinkube-zerotier-forward") },
+			func() { s.sh("n3", "systemctl start thinkube-zerotier-forward") },
+		},
+		{
+			"it is another", "thinkube-zerotier-forward is not as setup writes it",
+			func() { s.sh("n3", "echo '# mine' >>/etc/systemd/system/thinkube-zerotier-forward.service") },
+			func() { assert.Positive(s, s.passes("10", "--limit", "n3").changed) },
+		},
+		{
+			"the host does not forward", "ip_forward is 0",
+			func() { s.sh("n3", "sysctl -qw net.ipv4.ip_forward=0") },
+			func() { s.sh("n3", "sysctl -qw net.ipv4.ip_forward=1") },
+		},
+	} {
+		one.do()
+		s.fails("18", one.says)
+		one.undo()
+	}
+
+	s.passes("18")
+
+	// Check mode looks at all of it too.
+	s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
+	done := s.play("18", "--check")
+	require.NotZero(s, done.code, done.output)
+	require.Contains(s, done.output, "test of 10.147.17.201")
+	s.sh("n2", "nft delete table inet sabotage")
+	s.passes("18", "--check")
+}
+
+// status is what a host's service says of the network.
+func (s *site) status(host string) string {
+	return s.sh(host, fmt.Sprintf(`python3 - <<'END'
+import urllib.request
+r = urllib.request.Request("http://127.0.0.1:9993/network/%s", headers={"X-ZT1-Auth": open("/var/lib/zerotier-one/authtoken.secret").read()})
+print(urllib.request.urlopen(r).read().decode())
+END`, network))
 }
 
 // other is a network that is none of ours.
