@@ -196,9 +196,10 @@ lint-yaml:
 	find . -name '*.sh' -not -path './.collections/*' -print0 | xargs -0 -r shellcheck
 	shellcheck .ci/run
 
-bench: root deps build ## what a task costs, side by side with Ansible's own; and DNS with dig and nsupdate
+bench: root deps build ## what a task costs, side by side with Ansible's own; DNS with dig and nsupdate, a ZeroTier join with the service
 	@go run ./tests/bench
 	go test -run NONE -bench . -benchtime 1x -timeout 30m ./modules/dns_zone
+	go test -run NONE -bench Join -benchtime 3x ./modules/zerotier_member
 
 # --- the lab and the demo
 
