@@ -156,7 +156,8 @@ func (h *host) lookAtController(ctx context.Context, state *State) error {
 		state.Others, state.Managed, state.Given = h.first.Others, h.first.Managed, h.first.Given
 	}
 
-	if h.stored != nil && h.service != nil && h.args.Wait {
+	// The answer to a change is the record as it is stored. Only a name that Central may lose has to be looked at again.
+	if h.stored != nil && (h.service != nil && h.args.Wait || h.service == nil && h.promised == "") {
 		state.Member = h.stored
 		return nil
 	}

@@ -72,7 +72,25 @@ func TestNameThatCentralLosesDelegated(t *testing.T) {
 	assert.Equal(t, true, zttest.OK(t, module, delegated).Dict["changed"])
 	assert.Equal(t, "node-a", w.Member(zttest.NodeA)["name"])
 	assert.Equal(t, false, zttest.OK(t, module, delegated).Dict["changed"])
-	assert.LessOrEqual(t, count(w.Requests(), "central_v1"), 3+3+1)
+}
+
+// TestFewRequestsDelegated is what the role does with a member that is new at Central v1: authorised without its name, joined,
+// and named; each node has four requests.
+func TestFewRequestsDelegated(t *testing.T) {
+	w := zttest.New(t)
+	central, controller := w.Central(1)
+	central.ForgetNames = true
+
+	delegated := dict{"network_id": zttest.Network, "node_id": zttest.NodeA, "home": "/nonexistent", "controller": controller}
+
+	result := zttest.OK(t, module, delegated, dict{"ip_assignments": []string{"10.147.17.60"}, "no_auto_assign_ips": true})
+	assert.NotContains(t, result.Dict, "warnings")
+	zttest.OK(t, module, args(w))
+	assert.Equal(t, true, zttest.OK(t, module, delegated, dict{"name": "node-a"}).Dict["changed"])
+	assert.LessOrEqual(t, count(w.Requests(), "central_v1"), 4)
+	assert.Equal(t, "node-a", w.Member(zttest.NodeA)["name"])
+	assert.Equal(t, []any{"10.147.17.60"}, w.Member(zttest.NodeA)["ipAssignments"])
+	assert.Equal(t, true, w.Member(zttest.NodeA)["authorized"])
 }
 
 // TestAddressOfAnotherMemberAtCentral has both kinds refuse to give an address twice, as a self-hosted controller does.
