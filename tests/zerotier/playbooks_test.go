@@ -435,14 +435,8 @@ func TestPlaybooks(t *testing.T) {
 
 	before := s.api("GET", record+nodes[byHand], "")
 
+	s.refusesValues()
 	s.refusesKeys()
-
-	vars := filepath.Join(t.TempDir(), "vars.json")
-	require.NoError(t, os.WriteFile(vars, []byte(`{"zerotier_extra_addresses": ["10.147.17.200"]}`), 0o600))
-
-	twice := s.play("10", "-e", "@"+vars)
-	require.NotZero(t, twice.code, twice.output)
-	require.Contains(t, twice.output, "two members would have the same address")
 
 	// The record is changed before the join, which fails: another task, so it is the role that puts it back.
 	controller, err := s.lab.Host("n1")
@@ -662,6 +656,41 @@ END`, network))
 
 // other is a network that is none of ours.
 const other = "6eabbc719100abcd"
+
+// refusesValues gives values that are wrong: all of them are said at once, before anything on a host is touched.
+func (s *site) refusesValues() {
+	s.Helper()
+
+	token := func(text string) string {
+		return `"zerotier_controller": {"kind": "self_hosted", "url": "http://127.0.0.1:9993", "token": "` + text + `"}`
+	}
+
+	for vars, says := range map[string][]string{
+		`{"zerotier_extra_addresses": ["10.147.17.200"]}`: {"two members would have the same address"},
+		`{"zerotier_extra_addresses": ["{{ {'n1': 'fd00::1', 'n2': 'FD00:0::0001', 'n3': 'fd00::3'}[inventory_hostname] }}"]}`: {
+			"two members would have the same address",
+		},
+		`{"zerotier_network_id": "12", "zerotier_extra_addresses": ["10.147.17.300", "10.147.18.{{ inventory_hostname[1:] }}/24"],
+			"zerotier_forward_to": ["10.66.0.0/24", "fd00:1::/64"], ` + token("") + `}`: {
+			"zerotier_network_id: 12 is no network id", "10.147.17.300 is no IP address", "10.147.18.1/24 is no IP address",
+			"fd00:1::/64 is no IPv4 network", "zerotier_api_token is empty",
+		},
+		`{` + token("another") + `}`:                  {"refused (401)"},
+		`{"zerotier_network_id": "6eabbc719100ffff"}`: {"has no network 6eabbc719100ffff"},
+	} {
+		done := s.play("10", "-e", s.vars(vars))
+		require.NotZero(s, done.code, done.output)
+		assert.Zero(s, done.changed, vars)
+
+		for _, text := range says {
+			assert.Contains(s, done.output, text)
+		}
+	}
+
+	for _, host := range s.lab.Hosts() {
+		assert.Empty(s, s.sh(host.Name(), "ls -d /var/lib/thinkube/zerotier_role 2>/dev/null || true"), "%s was touched", host.Name())
+	}
+}
 
 // refusesKeys offers two keys that are not the vendor's; neither is remembered.
 func (s *site) refusesKeys() {
