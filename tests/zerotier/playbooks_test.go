@@ -385,8 +385,8 @@ func (s *site) passes(number string, args ...string) run {
 	return done
 }
 
-func (s *site) fails(number, says string) {
-	done := s.play(number)
+func (s *site) fails(number, says string, args ...string) {
+	done := s.play(number, args...)
 	require.NotZero(s, done.code, "%s passed:\n%s", number, done.output)
 	require.Contains(s, done.output, says)
 }
@@ -550,87 +550,88 @@ func (s *site) sabotages(device string) {
 	}
 
 	for _, one := range []struct {
-		what, says string
-		do, undo   func()
+		host, what, says string // the host that sees it
+		do, undo         func()
 	}{
 		{
-			"an address is missing", "has []; wanted ['10.147.17.3']",
+			"n3", "an address is missing", "has []; wanted ['10.147.17.3']",
 			func() { s.sh("n3", "ip addr del 10.147.17.3/24 dev "+device) },
 			func() {
 				s.sh("n3", "ip addr add 10.147.17.3/24 dev "+device+"; ip route add 10.200.0.0/24 via 10.147.17.1 dev "+device)
 			},
 		},
 		{
-			"an address too many", "'10.147.17.77'",
+			"n3", "an address too many", "'10.147.17.77'",
 			func() { s.sh("n3", "ip addr add 10.147.17.77/24 dev "+device) },
 			func() { s.sh("n3", "ip addr del 10.147.17.77/24 dev "+device) },
 		},
 		{
-			"a route is not in the kernel", "route 10.200.0.0/24 via 10.147.17.1 does not lead over device " + device,
+			"n3", "a route is not in the kernel", "route 10.200.0.0/24 via 10.147.17.1 does not lead over device " + device,
 			func() { s.sh("n3", "ip route del 10.200.0.0/24") },
 			func() { s.sh("n3", "ip route add 10.200.0.0/24 via 10.147.17.1 dev "+device) },
 		},
 		{
-			"the network lacks a route", "setup would change the network's routes",
+			"n3", "the network lacks a route", "setup would change the network's routes",
 			func() { routes("") },
 			func() { routes(`,{"target":"10.200.0.0/24","via":"10.147.17.1"}`) },
 		},
 		{
-			"the link is down", "test of 10.147.17.",
+			"n3", "the link is down", "does not lead over device " + device,
 			func() { s.sh("n3", "ip link set "+device+" down") },
 			func() {
 				s.sh("n3", "ip link set "+device+" up; ip route replace 10.200.0.0/24 via 10.147.17.1 dev "+device)
 			},
 		},
 		{
-			"packets do not come through", "test of 10.147.17.201",
+			"n3", "packets do not come through", "test of 10.147.17.201",
 			func() {
 				s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
 			},
 			func() { s.sh("n2", "nft delete table inet sabotage") },
 		},
 		{
-			"the service does not start with the host", "zerotier-one is disabled",
+			"n2", "the service does not start with the host", "zerotier-one is disabled",
 			func() { s.sh("n2", "systemctl disable zerotier-one") },
 			func() { s.sh("n2", "systemctl enable zerotier-one") },
 		},
 		{
-			"the member has another name", "setup would change the record of n2: change member " + nodes["n2"],
+			"n2", "the member has another name", "setup would change the record of n2: change member " + nodes["n2"],
 			func() { s.api("POST", record("n2"), `{"name":"somebody else's"}`) },
 			func() { assert.Positive(s, s.passes("10").changed) },
 		},
 		{
-			"the member is not authorised", "n3 in network " + network + ": ACCESS_DENIED",
+			"n3", "the member is not authorised", "n3 in network " + network + ": ACCESS_DENIED",
 			func() {
 				s.api("POST", record("n3"), `{"authorized":false}`)
 				require.Eventually(s, func() bool { return strings.Contains(s.status("n3"), "ACCESS_DENIED") }, 20*time.Second, 500*time.Millisecond)
 			},
 			func() { s.api("POST", record("n3"), `{"authorized":true}`) },
 		},
-		{"the node is not online", "n3: ZeroTier is not online", func() { away("n3") }, func() { back("n3", "10.147.17.3/24") }},
+		{"n3", "the node is not online", "n3: ZeroTier is not online", func() { away("n3") }, func() { back("n3", "10.147.17.3/24") }},
 		{
-			"the unit for forwarding does not start with the host", "thinkube-zerotier-forward is disabled and active",
+			"n3", "the unit for forwarding does not start with the host", "thinkube-zerotier-forward is disabled and active",
 			func() { s.sh("n3", "systemctl disable thinkube-zerotier-forward") },
 			func() { s.sh("n3", "systemctl enable thinkube-zerotier-forward") },
 		},
 		{
-			"it is stopped", "thinkube-zerotier-forward is enabled and inactive",
+			"n3", "it is stopped", "thinkube-zerotier-forward is enabled and inactive",
 			func() { s.sh("n3", "systemctl stop thinkube-zerotier-forward") },
 			func() { s.sh("n3", "systemctl start thinkube-zerotier-forward") },
 		},
 		{
-			"it is another", "thinkube-zerotier-forward is not as setup writes it",
+			"n3", "it is another", "thinkube-zerotier-forward is not as setup writes it",
 			func() { s.sh("n3", "echo '# mine' >>/etc/systemd/system/thinkube-zerotier-forward.service") },
 			func() { assert.Positive(s, s.passes("10", "--limit", "n3").changed) },
 		},
 		{
-			"the host does not forward", "ip_forward is 0",
+			"n3", "the host does not forward", "ip_forward is 0",
 			func() { s.sh("n3", "sysctl -qw net.ipv4.ip_forward=0") },
 			func() { s.sh("n3", "sysctl -qw net.ipv4.ip_forward=1") },
 		},
 	} {
 		one.do()
-		s.fails("18", one.says)
+		s.Log(one.what)
+		s.fails("18", one.says, "--limit", one.host)
 		one.undo()
 	}
 
@@ -638,9 +639,7 @@ func (s *site) sabotages(device string) {
 
 	// Check mode looks at all of it too.
 	s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
-	done := s.play("18", "--check")
-	require.NotZero(s, done.code, done.output)
-	require.Contains(s, done.output, "test of 10.147.17.201")
+	s.fails("18", "test of 10.147.17.201", "--limit", "n3", "--check")
 	s.sh("n2", "nft delete table inet sabotage")
 	s.passes("18", "--check")
 }
