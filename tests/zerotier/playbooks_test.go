@@ -748,18 +748,25 @@ func (s *site) forwards(device string) {
 func (s *site) throughCentral(record string) {
 	s.Helper()
 
-	vars := filepath.Join(s.TempDir(), "vars.json")
-	require.NoError(s, os.WriteFile(vars, []byte(`{"zerotier_controller": {"kind": "central_v1", "url": "http://127.0.0.1:9994/api/v1", "token": "`+token+`"}}`), 0o600))
+	vars := s.vars(`{"zerotier_controller": {"kind": "central_v1", "url": "http://127.0.0.1:9994/api/v1", "token": "` + token + `"}}`)
 
-	s.passes("10", "-e", "@"+vars)
+	// The name is lost, and cannot be given again: the host is in all the same, and stays.
+	nameless := s.play("10", "-e", vars, "-e", s.vars(`{"zerotier_member_name": "{{ nobody_says if zerotier_joined is defined else inventory_hostname }}"}`))
+	require.NotZero(s, nameless.code, nameless.output)
+	require.Contains(s, nameless.output, "nobody_says")
+	assert.Contains(s, s.status(packaged), `"OK"`)
+	assert.Empty(s, s.api("GET", record+nodes[packaged], "")["name"])
+	assert.Equal(s, true, s.api("GET", record+nodes[packaged], "")["authorized"])
+
+	s.passes("10", "-e", vars)
 
 	for name, id := range nodes {
 		assert.Equal(s, name, s.api("GET", record+id, "")["name"])
 	}
 
-	assert.Zero(s, s.passes("10", "-e", "@"+vars).changed)
-	s.passes("18", "-e", "@"+vars)
-	s.passes("19", "-e", "@"+vars)
+	assert.Zero(s, s.passes("10", "-e", vars).changed)
+	s.passes("18", "-e", vars)
+	s.passes("19", "-e", vars)
 }
 
 // isRecord compares the record that was made by hand with what it was.
