@@ -171,23 +171,26 @@ $(TARBALL): $(PROGRAMS) $(COLLECTION_FILES)
 
 .PHONY: test test-unit test-zerotier fuzz lint lint-go lint-yaml bench
 test: root deps build lint ## every test: lint, units, real LXD, transport, lab, collection (as root)
-	@# Two packages at a time: each has names and networks of its own. More would only get in each other's way.
+	@# Records and zone files are what others write: their parsers get more than the seeds.
+	$(MAKE) --no-print-directory fuzz FUZZ=modules/internal/records FUZZTIME=2s
+	# Two packages at a time: each has names and networks of its own. More would only get in each other's way.
 	THINKUBE_LAB=1 $(GOTESTSUM) --format standard-quiet -- -p 2 -count 1 -timeout 60m ./...
-	$(MAKE) --no-print-directory fuzz FUZZTIME=1s
 
 test-unit: go ## the tests that need neither root nor network
 	@go test -short $$(go list ./... | grep -v /tests/)
 
+FUZZ := modules
 FUZZTIME := 10s
-fuzz: go ## every fuzz target for FUZZTIME (10s), each beginning with what earlier runs have found
-	@grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' modules | sort | while IFS=: read -r file target; do
+fuzz: go ## every fuzz target below FUZZ (modules) for FUZZTIME (10s), each beginning with what earlier runs have found
+	@grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9]*' $(FUZZ) | sort | while IFS=: read -r file target; do
 	  echo "fuzzing $$file: $${target#func }"
 	  go test -run NONE -fuzz "^$${target#func }$$" -fuzztime "$(FUZZTIME)" "./$$(dirname "$$file")" >/dev/null ||
 	    { echo "run it again for what it says: go test -run $${target#func } ./$$(dirname "$$file")" >&2; exit 1; }
 	done
 
 test-zerotier: root go ## the ZeroTier scenarios; ZT_HOME=FOLDER [ZT_URL=URL] runs them against a real service with a controller
-	@ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run '$(if $(ZT_HOME),^TestScenarios$$,.)' ./modules/internal/zttest
+	@if [ -n "$(ZT_URL)" ] && [ -z "$(ZT_HOME)" ]; then echo "ZT_URL needs ZT_HOME, the home folder of that service, which has its token" >&2; exit 1; fi
+	ZT_HOME="$(ZT_HOME)" ZT_URL="$(ZT_URL)" go test -count 1 -v -run '$(if $(ZT_HOME),^TestScenarios$$,.)' ./modules/internal/zttest
 
 lint: lint-go lint-yaml ## gofmt, go vet, staticcheck, yamllint, ansible-lint, shellcheck
 
@@ -204,12 +207,13 @@ lint-yaml:
 	find . -name '*.sh' -not -path './.collections/*' -print0 | xargs -0 -r shellcheck
 	shellcheck .ci/run
 
-bench: root deps build ## what a task costs, side by side with Ansible's own; and DNS with dig and nsupdate
+bench: root deps build ## what a task costs, side by side with Ansible's own; DNS with dig and nsupdate, a ZeroTier join with the service
 	@go run ./tests/bench
 	# Where that is allowed, other work does not get in between; as an ordinary process on a busy machine it says nothing.
 	realtime= ; if chrt -r 1 true 2>/dev/null; then realtime='-exec=chrt -r 1'; fi
 	set -x
 	go test $${realtime:+"$$realtime"} -run NONE -bench . -benchtime 1x -timeout 30m ./modules/dns_zone
+	go test -run NONE -bench Join -benchtime 3x ./modules/zerotier_member
 
 # --- the lab and the demo
 

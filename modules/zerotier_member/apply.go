@@ -132,6 +132,10 @@ func (h *host) rollBack(ctx context.Context, cause error) error {
 		details["tests"] = h.last.tests
 	}
 
+	if joined := h.last.Joined; joined != nil && joined.AuthenticationURL != "" {
+		details["authentication_url"] = joined.AuthenticationURL
+	}
+
 	failure := &ansible.Failure{Code: ansible.CodeFailed, Err: cause, Details: details}
 
 	var known *ansible.Failure
@@ -139,7 +143,10 @@ func (h *host) rollBack(ctx context.Context, cause error) error {
 		failure.Code, failure.Hint = known.Code, known.Hint
 	}
 
-	if !h.args.Rollback || h.args.State != "present" || h.first == nil || h.undo == (undo{}) {
+	// Who signs in does that for a node that is in the network and has a record: they stay for it.
+	signIn := failure.Code == CodeAuthentication
+
+	if signIn || !h.args.Rollback || h.args.State != "present" || h.first == nil || h.undo == (undo{}) {
 		if known == nil {
 			return cause // what kind it is, the SDK can tell
 		}

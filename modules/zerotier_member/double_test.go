@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -251,13 +252,33 @@ func TestWhyNot(t *testing.T) {
 			task := args(w)
 			task["wait_timeout"] = "400ms"
 
+			// What waiting does not change is said at once.
+			final := slices.Contains([]string{"authentication_required", "refused_by_node"}, one.code)
+			if final {
+				task["wait_timeout"] = "30s"
+			}
+
 			for key, value := range one.more {
 				task[key] = value
 			}
 
+			start := time.Now()
 			result := zttest.Run(t, module, task)
 			assert.Equal(t, one.code, result.Code(), result.Text)
 			assert.Contains(t, result.Msg(), one.says)
+
+			if final {
+				assert.Less(t, time.Since(start), 10*time.Second)
+				assert.NotContains(t, result.Msg(), "after ")
+			}
+
+			if one.code == "authentication_required" { // who signs in does it for a node that is there
+				assert.Equal(t, "https://sso.example/x", failure(result)["authentication_url"])
+				assert.Equal(t, false, failure(result)["rolled_back"])
+				assert.Len(t, w.Nodes[zttest.NodeA].Joined(), 1)
+
+				return
+			}
 
 			for _, joined := range w.Nodes[zttest.NodeA].Joined() {
 				t.Errorf("still joined: %s", joined)
@@ -464,6 +485,11 @@ func TestAbsent(t *testing.T) {
 	assert.Empty(t, w.Member(zttest.NodeA))
 
 	assert.Equal(t, false, zttest.OK(t, module, dict{"network_id": zttest.Network, "state": "absent", "home": "/nonexistent"}).Dict["changed"])
+
+	// Without a service it is not known whose record it is.
+	mistyped := zttest.OK(t, module, managed(w, absent), dict{"home": "/nonexistent", "member_on_absent": "delete"})
+	assert.Contains(t, fmt.Sprint(mistyped.Dict["warnings"]), "no record at the controller is touched")
+	assert.NotContains(t, zttest.OK(t, module, managed(w, absent), dict{"home": "/nonexistent"}).Dict, "warnings")
 	assert.Equal(t, before, w.Member(zttest.NodeB), "other members are not touched")
 }
 

@@ -47,8 +47,15 @@ type Args struct {
 	WaitTimeout   ansible.Duration `ansible:"wait_timeout" default:"90s"`
 	WaitFor       string           `ansible:"wait_for" choices:"online,ok,addresses" default:"addresses"`
 	WaitAddresses []string         `ansible:"wait_addresses"`
+	WaitRoutes    []Route          `ansible:"wait_routes"`
 	Test          []Probe          `ansible:"test"`
 	Rollback      bool             `ansible:"rollback" default:"true"`
+}
+
+// Route is a route that the kernel is to have.
+type Route struct {
+	Target string  `ansible:"target,required"`
+	Via    *string `ansible:"via"`
 }
 
 // Probe asks whether another member can be reached.
@@ -105,6 +112,7 @@ const (
 	CodeAuthentication  ansible.Code = "authentication_required"
 	CodeRefusedByNode   ansible.Code = "refused_by_node"
 	CodeAddressMissing  ansible.Code = "address_missing"
+	CodeRouteMissing    ansible.Code = "route_missing"
 	CodeTestFailed      ansible.Code = "test_failed"
 )
 
@@ -120,10 +128,11 @@ var Module = ansible.Module[Args, State, Values]{
 		CodeAuthentication:        "a person has to sign in (AUTHENTICATION_REQUIRED)",
 		CodeRefusedByNode:         "the node itself cannot take part (PORT_ERROR, CLIENT_TOO_OLD)",
 		CodeAddressMissing:        "an address of the member is not on its network device",
+		CodeRouteMissing:          "a route of wait_routes does not lead over the network's device",
 		ztapi.CodeStoredOtherwise: "the controller took a change and stored something else",
 		CodeTestFailed:            "an address that is to be reached over the network is not",
 	}),
-	Details:   []string{"rolled_back", "status", "tests", "waited_s"},
+	Details:   []string{"authentication_url", "rolled_back", "status", "tests", "waited_s"},
 	Normalize: normalize,
 	Open:      open,
 	Plan:      makePlan,
@@ -155,7 +164,7 @@ func normalize(args *Args) error {
 	}
 
 	args.WaitAddresses, err = ztapi.ParseAddresses("wait_addresses", args.WaitAddresses)
-	errs = append(errs, err, args.checkSides(), args.checkKind(), args.checkTags(), args.checkTest())
+	errs = append(errs, err, args.checkSides(), args.checkKind(), args.checkTags(), args.checkRoutes(), args.checkTest())
 
 	if args.WaitTimeout <= 0 {
 		errs = append(errs, errors.New("wait_timeout: must be more than 0"))
@@ -215,7 +224,7 @@ func (a Args) checkSides() error {
 
 	local := given(map[string]bool{
 		"allow_managed": a.AllowManaged != nil, "allow_global": a.AllowGlobal != nil, "allow_default": a.AllowDefault != nil,
-		"allow_dns": a.AllowDNS != nil, "wait_addresses": len(a.WaitAddresses) > 0, "test": len(a.Test) > 0,
+		"allow_dns": a.AllowDNS != nil, "wait_addresses": len(a.WaitAddresses) > 0, "wait_routes": len(a.WaitRoutes) > 0, "test": len(a.Test) > 0,
 	})
 	if !a.local() && len(local) > 0 {
 		errs = append(errs, fmt.Errorf("%q: are about the host, and with node_id the task only speaks to a controller", local))
@@ -250,6 +259,24 @@ func (a Args) checkTags() error {
 		if err != nil || value < 0 || value > 1<<32-1 {
 			errs = append(errs, fmt.Errorf("tags: %s: %d: both are numbers from 0 to 4294967295", id, value))
 		}
+	}
+
+	return errors.Join(errs...)
+}
+
+// checkRoutes gives routes the form that the kernel's have.
+func (a Args) checkRoutes() error {
+	var errs []error
+
+	for i, route := range a.WaitRoutes {
+		via := ""
+		if route.Via != nil {
+			via = *route.Via
+		}
+
+		made, err := ztapi.ParseRoute("wait_routes", route.Target, via)
+		errs = append(errs, err)
+		a.WaitRoutes[i] = Route{made.Target, &made.Via}
 	}
 
 	return errors.Join(errs...)
@@ -295,6 +322,10 @@ func open(ctx context.Context, task *ansible.Task, args Args) (ansible.Host[Stat
 		if err == nil {
 			made.service = service
 		}
+	}
+
+	if args.managed() && args.local() && made.service == nil && args.State == "absent" && args.MemberOnAbsent != "keep" {
+		task.Warn("there is no ZeroTier service in %s, so which node it was is not known, and no record at the controller is touched; give node_id to deal with one", args.Home)
 	}
 
 	// A self-hosted controller without URL is the host's own service.

@@ -92,7 +92,7 @@ func planMember(args Args, current State, planned *plan.Plan[State]) error {
 	take(&wanted.Capabilities, args.Capabilities, &change.Capabilities, "capabilities", say)
 	take(&wanted.Addresses, wantedAddresses(args, wanted.Addresses), &change.Addresses, "ip_assignments", say)
 
-	err := checkAddresses(args, current, change.Addresses != nil, planned)
+	err := checkAddresses(args, current, planned)
 	warnOfGiven(args, current, wanted, planned)
 
 	if err != nil || len(words) == 0 {
@@ -158,7 +158,7 @@ func wantedAddresses(args Args, have []string) *[]string {
 }
 
 // checkAddresses says what a controller takes without a word and a node does not get.
-func checkAddresses(args Args, current State, changing bool, planned *plan.Plan[State]) error {
+func checkAddresses(args Args, current State, planned *plan.Plan[State]) error {
 	wanted := wantedAddresses(args, memberAddresses(current))
 	if wanted == nil {
 		return nil
@@ -170,7 +170,7 @@ func checkAddresses(args Args, current State, changing bool, planned *plan.Plan[
 		other := current.Others[address]
 
 		switch {
-		case other != "" && changing && args.Duplicates == "refuse":
+		case other != "" && args.Duplicates == "refuse" && !slices.Contains(memberAddresses(current), address):
 			return ansible.Fail(CodeAddressTaken, "give another address, take it from that member first, or set duplicates: warn",
 				"%s: member %s already has address %s", object, other, address)
 		case other != "":

@@ -29,6 +29,7 @@ type State struct {
 	// looked at.
 	Given []string `json:"given_by_itself,omitempty"`
 
+	routes []ztapi.Route // of the kernel, over the network's device, where they are waited for
 	before *ztapi.Member
 	waited time.Duration
 	tests  []ProbeResult
@@ -141,6 +142,10 @@ func (h *host) lookAtNode(ctx context.Context, state *State) error {
 		state.Kernel, err = ztapi.KernelAddresses(state.Joined.Device)
 	}
 
+	if err == nil && state.Joined != nil && len(h.args.WaitRoutes) > 0 {
+		state.routes, err = ztapi.KernelRoutes(state.Joined.Device)
+	}
+
 	return err
 }
 
@@ -151,7 +156,8 @@ func (h *host) lookAtController(ctx context.Context, state *State) error {
 		state.Others, state.Managed, state.Given = h.first.Others, h.first.Managed, h.first.Given
 	}
 
-	if h.stored != nil && h.service != nil && h.args.Wait {
+	// The answer to a change is the record as it is stored. Only a name that Central may lose has to be looked at again.
+	if h.stored != nil && (h.service != nil && h.args.Wait || h.service == nil && h.promised == "") {
 		state.Member = h.stored
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/thinkube/infra/modules/internal/zttest"
 )
@@ -71,7 +72,25 @@ func TestNameThatCentralLosesDelegated(t *testing.T) {
 	assert.Equal(t, true, zttest.OK(t, module, delegated).Dict["changed"])
 	assert.Equal(t, "node-a", w.Member(zttest.NodeA)["name"])
 	assert.Equal(t, false, zttest.OK(t, module, delegated).Dict["changed"])
-	assert.LessOrEqual(t, count(w.Requests(), "central_v1"), 3+3+1)
+}
+
+// TestFewRequestsDelegated is what the role does with a member that is new at Central v1: authorised without its name, joined,
+// and named; each node has four requests.
+func TestFewRequestsDelegated(t *testing.T) {
+	w := zttest.New(t)
+	central, controller := w.Central(1)
+	central.ForgetNames = true
+
+	delegated := dict{"network_id": zttest.Network, "node_id": zttest.NodeA, "home": "/nonexistent", "controller": controller}
+
+	result := zttest.OK(t, module, delegated, dict{"ip_assignments": []string{"10.147.17.60"}, "no_auto_assign_ips": true})
+	assert.NotContains(t, result.Dict, "warnings")
+	zttest.OK(t, module, args(w))
+	assert.Equal(t, true, zttest.OK(t, module, delegated, dict{"name": "node-a"}).Dict["changed"])
+	assert.LessOrEqual(t, count(w.Requests(), "central_v1"), 4)
+	assert.Equal(t, "node-a", w.Member(zttest.NodeA)["name"])
+	assert.Equal(t, []any{"10.147.17.60"}, w.Member(zttest.NodeA)["ipAssignments"])
+	assert.Equal(t, true, w.Member(zttest.NodeA)["authorized"])
 }
 
 // TestAddressOfAnotherMemberAtCentral has both kinds refuse to give an address twice, as a self-hosted controller does.
@@ -258,4 +277,20 @@ func TestNoAddressOfItsOwn(t *testing.T) {
 	result = zttest.OK(t, module, managed(w, dict{"no_auto_assign_ips": false, "ip_assignments": []string{"10.147.17.60"}}))
 	assert.Len(t, result.Dict["assigned_addresses"], 3)
 	assert.Contains(t, result.Dict["assigned_addresses"], fmt.Sprint(result.Dict["rfc4193_address"])+"/88")
+}
+
+// TestSignIn has a person sign in after the task said where: for a node that still is in the network, and has its record.
+func TestSignIn(t *testing.T) {
+	w := zttest.New(t)
+	w.Nodes[zttest.NodeA].Authenticate = map[string]string{zttest.Network: "https://sso.example/x"}
+
+	task := managed(w, dict{"name": "node-a", "wait_timeout": "30s"})
+	result := zttest.Run(t, module, task)
+	assert.Equal(t, "authentication_required", result.Code(), result.Text)
+	assert.Equal(t, "https://sso.example/x", failure(result)["authentication_url"])
+	assert.Equal(t, true, w.Member(zttest.NodeA)["authorized"])
+
+	w.Lock(func() { w.Nodes[zttest.NodeA].Authenticate = nil })
+
+	require.Eventually(t, func() bool { return zttest.Run(t, module, task).Dict["status"] == "OK" }, 5*time.Second, 50*time.Millisecond)
 }

@@ -22,6 +22,8 @@ const (
 	// notFoundFor is how long a controller has to say that there is no such network: one that was just made may need a
 	// node's next question, which comes after five seconds.
 	notFoundFor = 10 * time.Second
+	// lingerFor is how long an address that this task took away has to go: one that stays is only warned of.
+	lingerFor = 2 * time.Second
 )
 
 // settle waits for the node, then tests.
@@ -97,7 +99,7 @@ func (h *host) await(ctx context.Context, state State) (State, error) {
 
 	for {
 		reason := h.reason(lastGood)
-		if reason == nil && trouble == nil {
+		if reason == nil && trouble == nil && (!h.lingers(lastGood) || time.Since(start) > lingerFor) {
 			return lastGood, nil
 		}
 
@@ -113,6 +115,10 @@ func (h *host) await(ctx context.Context, state State) (State, error) {
 
 		select {
 		case <-ctx.Done():
+			if reason == nil && trouble == nil {
+				return lastGood, nil
+			}
+
 			return lastGood, waitedTooLong(reason, trouble, time.Since(start))
 		case <-time.After(min(max(time.Since(start)/10, firstPoll), lastPoll)):
 		}
@@ -192,7 +198,7 @@ func (h *host) reason(state State) error {
 		return ansible.Fail(CodeNotReached, "look whether that controller runs, and whether UDP port 9993 of it or of a root server can be reached from here; a wrong network id looks the same",
 			"node %s asks for network %s and gets no answer: controller %s not reached", state.Node, network, network[:10])
 	case "AUTHENTICATION_REQUIRED":
-		return ansible.Fail(CodeAuthentication, "sign in at "+joined.AuthenticationURL, "network %s wants a person to sign in for node %s: %s", network, state.Node, joined.AuthenticationURL)
+		return ansible.Fail(CodeAuthentication, "sign in at "+joined.AuthenticationURL+" and run the task again; until then the node stays in the network", "network %s wants a person to sign in for node %s: %s", network, state.Node, joined.AuthenticationURL)
 	default:
 		return ansible.Fail(CodeRefusedByNode, "look at the service's log, and for a newer zerotier-one", "node %s has status %s in network %s", state.Node, joined.Status, network)
 	}
@@ -204,6 +210,11 @@ func (h *host) reason(state State) error {
 	if missing := h.missingAddresses(state); h.args.WaitFor == "addresses" && len(missing) > 0 {
 		return ansible.Fail(CodeAddressMissing, "look at the service's log, and whether a route of the network holds the address",
 			"%s of node %s: not on device %s, which has %s", strings.Join(missing, " "), state.Node, joined.Device, show(state.Kernel))
+	}
+
+	if missing := h.missingRoutes(state); h.args.WaitFor == "addresses" && len(missing) > 0 {
+		return ansible.Fail(CodeRouteMissing, "look whether the network has it; a default route needs allow_default, one to public addresses allow_global",
+			"route %s does not lead over device %s of node %s", strings.Join(missing, ", "), joined.Device, state.Node)
 	}
 
 	return nil
@@ -237,8 +248,21 @@ func (h *host) missingAddresses(state State) []string {
 	return missing
 }
 
-// expected are the member's addresses that a route covers, as many as reach a node; without a controller to ask, what the
-// service was assigned.
+// lingers tells whether the node still has an address that this task took away.
+func (h *host) lingers(state State) bool {
+	if h.first == nil || h.first.Member == nil || h.stored == nil || state.Joined == nil || h.args.WaitFor != "addresses" {
+		return false
+	}
+
+	have := slices.Concat(hosts(state.Joined.Assigned), hosts(state.Kernel))
+
+	return slices.ContainsFunc(h.first.Member.Addresses, func(address string) bool {
+		return !slices.Contains(h.stored.Addresses, address) && slices.Contains(have, address)
+	})
+}
+
+// expected are what the service was assigned, which has the addresses that the member gets by itself too, and those of the
+// member's record that a route covers, as many as reach a node: the node may not have heard of them yet.
 func (h *host) expected(state State) []string {
 	joined := state.Joined
 	addresses := hosts(joined.Assigned)
@@ -246,7 +270,7 @@ func (h *host) expected(state State) []string {
 	if state.Member != nil {
 		covered := slices.DeleteFunc(slices.Clone(state.Member.Addresses), func(address string) bool { return !onLink(joined.Routes, address) })
 		if len(covered) <= ztapi.MaxAddresses {
-			addresses = covered
+			addresses = append(addresses, covered...)
 		}
 	}
 
@@ -255,6 +279,27 @@ func (h *host) expected(state State) []string {
 
 		return err != nil || !ztapi.NodeTakes(addr, joined.Allow)
 	})
+}
+
+// missingRoutes are those to wait for that the kernel does not have. A node makes none over itself.
+func (h *host) missingRoutes(state State) []string {
+	var missing []string
+
+	for _, route := range h.args.WaitRoutes {
+		want := ztapi.Route{Target: route.Target, Via: *route.Via}
+		if slices.Contains(hosts(state.Kernel), want.Via) || ztapi.HasRoute(state.routes, want) {
+			continue
+		}
+
+		text := want.Target
+		if want.Via != "" {
+			text += " via " + want.Via
+		}
+
+		missing = append(missing, text)
+	}
+
+	return missing
 }
 
 // hosts cuts the prefix lengths off.

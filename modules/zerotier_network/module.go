@@ -134,7 +134,7 @@ func (a Args) checkKind() error {
 	refuse(kind == ztapi.KindCentralV2 && a.NetworkID == "" && a.Controller.Group == "", "controller.network_group", "is needed for a network without network_id")
 	refuse(a.Description != nil && !central, "description", "a self-hosted controller has none")
 	refuse(a.Rules != nil && central, "rules", "are for self-hosted controllers; Central v1 has flow_rules")
-	refuse(a.FlowRules != nil && kind != ztapi.KindCentralV1, "flow_rules", "only Central v1 has them; a self-hosted controller has rules")
+	refuse(a.FlowRules != nil && kind != ztapi.KindCentralV1, "flow_rules", "only those of Central v1 are supported; a self-hosted controller has rules")
 
 	return errors.Join(errs...)
 }
@@ -158,35 +158,23 @@ func (a Args) checkNumbers() error {
 	return errors.Join(errs...)
 }
 
-// checkRoutes wants prefixes: without one a controller stores /0, a default route. It gives routes the form that a
-// controller stores, as the two after it do with what they check.
+// checkRoutes gives routes the form that a controller stores, as the two after it do with what they check.
 func (a Args) checkRoutes() error {
 	var errs []error
 
 	for i, route := range value(a.Routes) {
-		prefix, err := netip.ParsePrefix(route.Target)
-
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("routes: target %q is not an address with a prefix length, such as 10.1.0.0/24", route.Target))
-			continue
-		case prefix.Masked() != prefix:
-			errs = append(errs, fmt.Errorf("routes: target %q has host bits: %s is meant", route.Target, prefix.Masked()))
+		via := ""
+		if route.Via != nil {
+			via = *route.Via
 		}
 
-		(*a.Routes)[i].Target = ztapi.CanonicalPrefix(route.Target)
+		made, err := ztapi.ParseRoute("routes", route.Target, via)
+		errs = append(errs, err)
 
-		if route.Via == nil || *route.Via == "" {
-			continue
+		(*a.Routes)[i].Target = made.Target
+		if via != "" {
+			(*a.Routes)[i].Via = &made.Via
 		}
-
-		via, err := netip.ParseAddr(*route.Via)
-		if err != nil || via.Is4() != prefix.Addr().Is4() {
-			errs = append(errs, fmt.Errorf("routes: via %q of %s is not an address of the same family", *route.Via, route.Target))
-		}
-
-		canonical := ztapi.CanonicalAddress(*route.Via)
-		(*a.Routes)[i].Via = &canonical
 	}
 
 	return errors.Join(errs...)

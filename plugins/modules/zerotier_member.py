@@ -135,7 +135,7 @@ options:
   wait_for:
     description:
       - For a node that is C(online), for the network to be C(ok) too, or for every address that the member is to have to be in
-        the kernel as well (C(addresses)).
+        the kernel as well (C(addresses)), those that it gets by itself included - from a pool, or made of the node's id.
     type: str
     choices: [online, ok, addresses]
     default: addresses
@@ -144,6 +144,22 @@ options:
       - Further addresses to wait for, where the controller is not asked.
     type: list
     elements: str
+  wait_routes:
+    description:
+      - Routes to wait for in the kernel, over the network's device. One over an address of the host itself is not waited for,
+        since a node makes none.
+    type: list
+    elements: dict
+    suboptions:
+      target:
+        description:
+          - Where it leads, with a prefix length.
+        type: str
+        required: true
+      via:
+        description:
+          - The next hop; left out, it is on the link.
+        type: str
   test:
     description:
       - Addresses of other members that must then be reached over the network's device. One of this host is refused, since it
@@ -174,7 +190,8 @@ options:
     description:
       - Whether to put back what the task changed when it fails, also when something changes it back - the member's fields, the
         node's settings; to leave the network that it joined and to delete the record that it made. What the controller then
-        has is compared; a record that somebody else made or changed meanwhile stays.
+        has is compared; a record that somebody else made or changed meanwhile stays. Where a person has to sign in first
+        (C(authentication_required)), nothing is put back, since that is done for a node that is in the network.
     type: bool
     default: true
 seealso:
@@ -429,6 +446,7 @@ failure:
         - C(not_converged) - every step was done and the state is still not the wanted one.
         - C(offline) - the node reaches no root server, so what it says of its networks is old.
         - C(refused_by_node) - the node itself cannot take part (PORT_ERROR, CLIENT_TOO_OLD).
+        - C(route_missing) - a route of wait_routes does not lead over the network's device.
         - C(service_missing) - the host has no ZeroTier service, or its token is not in its home folder.
         - C(service_unreachable) - the host's ZeroTier service does not answer.
         - C(stored_otherwise) - the controller took a change and stored something else.
@@ -445,6 +463,9 @@ failure:
       description: The steps that were done before it.
       type: list
       elements: str
+    authentication_url:
+      description: Where a person has to sign in, with C(authentication_required).
+      type: str
     rolled_back:
       description:
         - Whether all that the task had changed was put back. C(changed) tells what it had done until then. False also where

@@ -152,7 +152,7 @@ options:
     elements: dict
   flow_rules:
     description:
-      - The rules of Central v1, as text.
+      - The rules of Central v1, as text. Those of Central v2 are not supported.
     type: str
   force:
     description:

@@ -370,6 +370,14 @@ func (s *site) noSecret(folder string) {
 	require.NoError(s, err)
 }
 
+// vars writes variables that go over the inventory's, and gives what -e wants.
+func (s *site) vars(text string) string {
+	file := filepath.Join(s.TempDir(), "vars.json")
+	require.NoError(s, os.WriteFile(file, []byte(text), 0o600))
+
+	return "@" + file
+}
+
 func (s *site) passes(number string, args ...string) run {
 	done := s.play(number, args...)
 	require.Zero(s, done.code, done.output)
@@ -377,8 +385,8 @@ func (s *site) passes(number string, args ...string) run {
 	return done
 }
 
-func (s *site) fails(number, says string) {
-	done := s.play(number)
+func (s *site) fails(number, says string, args ...string) {
+	done := s.play(number, args...)
 	require.NotZero(s, done.code, "%s passed:\n%s", number, done.output)
 	require.Contains(s, done.output, says)
 }
@@ -427,14 +435,8 @@ func TestPlaybooks(t *testing.T) {
 
 	before := s.api("GET", record+nodes[byHand], "")
 
+	s.refusesValues()
 	s.refusesKeys()
-
-	vars := filepath.Join(t.TempDir(), "vars.json")
-	require.NoError(t, os.WriteFile(vars, []byte(`{"zerotier_extra_addresses": ["10.147.17.200"]}`), 0o600))
-
-	twice := s.play("10", "-e", "@"+vars)
-	require.NotZero(t, twice.code, twice.output)
-	require.Contains(t, twice.output, "two members would have the same address")
 
 	// The record is changed before the join, which fails: another task, so it is the role that puts it back.
 	controller, err := s.lab.Host("n1")
@@ -467,25 +469,7 @@ func TestPlaybooks(t *testing.T) {
 
 	device := strings.Fields(s.sh("n3", "ip -o link | grep -o 'zt[a-z0-9]*' | head -1"))[0]
 
-	// Sabotage, each of which 18 must notice.
-	s.sh("n3", "ip addr del 10.147.17.3/24 dev "+device)
-	s.fails("18", "has []; wanted ['10.147.17.3']")
-	s.sh("n3", "ip addr add 10.147.17.3/24 dev "+device)
-	s.passes("18")
-
-	s.sh("n3", "ip link set "+device+" down")
-	s.fails("18", "test of 10.147.17.")
-	s.sh("n3", "ip link set "+device+" up")
-
-	s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
-	s.fails("18", "test of 10.147.17.201")
-	s.sh("n2", "nft delete table inet sabotage")
-
-	s.api("POST", record+nodes["n2"], `{"name":"somebody else's"}`)
-	s.fails("18", nodes["n2"])
-	assert.Positive(t, s.passes("10").changed)
-	s.passes("18")
-
+	s.sabotages(device)
 	s.forwards(device)
 
 	// A service that is stopped is started, and is in again.
@@ -546,8 +530,166 @@ echo 'deb [signed-by=/srv/zerotier/repo/key.asc] file:/srv/zerotier/repo test ma
 	}
 }
 
+// sabotages breaks one thing after the other, which 18 must notice each, and what it says of it.
+func (s *site) sabotages(device string) {
+	s.Helper()
+
+	record := func(host string) string { return "/controller/network/" + network + "/member/" + nodes[host] }
+	routes := func(text string) {
+		s.api("POST", "/controller/network/"+network, `{"routes":[{"target":"10.147.17.0/24"}`+text+`]}`)
+	}
+	away := func(host string) { // its service does not reach the controller, which is its root too
+		controller, err := s.lab.Host("n1")
+		require.NoError(s, err)
+		s.sh(host, "ip route add unreachable "+controller.Address().String()+" && systemctl restart zerotier-one")
+		s.awaitService(host)
+	}
+	back := func(host, address string) {
+		s.sh(host, "ip route del unreachable $(ip route | sed -n 's/^unreachable \\([^ ]*\\).*/\\1/p') && systemctl restart zerotier-one")
+		require.Eventually(s, func() bool { return strings.Contains(s.sh(host, "ip -o -4 addr"), address) }, 20*time.Second, 200*time.Millisecond)
+	}
+
+	for _, one := range []struct {
+		host, what, says string // the host that sees it
+		do, undo         func()
+	}{
+		{
+			"n3", "an address is missing", "has []; wanted ['10.147.17.3']",
+			func() { s.sh("n3", "ip addr del 10.147.17.3/24 dev "+device) },
+			func() {
+				s.sh("n3", "ip addr add 10.147.17.3/24 dev "+device+"; ip route add 10.200.0.0/24 via 10.147.17.1 dev "+device)
+			},
+		},
+		{
+			"n3", "an address too many", "'10.147.17.77'",
+			func() { s.sh("n3", "ip addr add 10.147.17.77/24 dev "+device) },
+			func() { s.sh("n3", "ip addr del 10.147.17.77/24 dev "+device) },
+		},
+		{
+			"n3", "a route is not in the kernel", "route 10.200.0.0/24 via 10.147.17.1 does not lead over device " + device,
+			func() { s.sh("n3", "ip route del 10.200.0.0/24") },
+			func() { s.sh("n3", "ip route add 10.200.0.0/24 via 10.147.17.1 dev "+device) },
+		},
+		{
+			"n3", "the network lacks a route", "setup would change the network's routes",
+			func() { routes("") },
+			func() { routes(`,{"target":"10.200.0.0/24","via":"10.147.17.1"}`) },
+		},
+		{
+			"n3", "the link is down", "does not lead over device " + device,
+			func() { s.sh("n3", "ip link set "+device+" down") },
+			func() {
+				s.sh("n3", "ip link set "+device+" up; ip route replace 10.200.0.0/24 via 10.147.17.1 dev "+device)
+			},
+		},
+		{
+			"n3", "packets do not come through", "test of 10.147.17.201",
+			func() {
+				s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
+			},
+			func() { s.sh("n2", "nft delete table inet sabotage") },
+		},
+		{
+			"n2", "the service does not start with the host", "zerotier-one is disabled",
+			func() { s.sh("n2", "systemctl disable zerotier-one") },
+			func() { s.sh("n2", "systemctl enable zerotier-one") },
+		},
+		{
+			"n2", "the member has another name", "setup would change the record of n2: change member " + nodes["n2"],
+			func() { s.api("POST", record("n2"), `{"name":"somebody else's"}`) },
+			func() { assert.Positive(s, s.passes("10").changed) },
+		},
+		{
+			"n3", "the member is not authorised", "n3 in network " + network + ": ACCESS_DENIED",
+			func() {
+				s.api("POST", record("n3"), `{"authorized":false}`)
+				require.Eventually(s, func() bool { return strings.Contains(s.status("n3"), "ACCESS_DENIED") }, 20*time.Second, 500*time.Millisecond)
+			},
+			func() { s.api("POST", record("n3"), `{"authorized":true}`) },
+		},
+		{"n3", "the node is not online", "n3: ZeroTier is not online", func() { away("n3") }, func() { back("n3", "10.147.17.3/24") }},
+		{
+			"n3", "the unit for forwarding does not start with the host", "thinkube-zerotier-forward is disabled and active",
+			func() { s.sh("n3", "systemctl disable thinkube-zerotier-forward") },
+			func() { s.sh("n3", "systemctl enable thinkube-zerotier-forward") },
+		},
+		{
+			"n3", "it is stopped", "thinkube-zerotier-forward is enabled and inactive",
+			func() { s.sh("n3", "systemctl stop thinkube-zerotier-forward") },
+			func() { s.sh("n3", "systemctl start thinkube-zerotier-forward") },
+		},
+		{
+			"n3", "it is another", "thinkube-zerotier-forward is not as setup writes it",
+			func() { s.sh("n3", "echo '# mine' >>/etc/systemd/system/thinkube-zerotier-forward.service") },
+			func() { assert.Positive(s, s.passes("10", "--limit", "n3").changed) },
+		},
+		{
+			"n3", "the host does not forward", "ip_forward is 0",
+			func() { s.sh("n3", "sysctl -qw net.ipv4.ip_forward=0") },
+			func() { s.sh("n3", "sysctl -qw net.ipv4.ip_forward=1") },
+		},
+	} {
+		one.do()
+		s.Log(one.what)
+		s.fails("18", one.says, "--limit", one.host)
+		one.undo()
+	}
+
+	s.passes("18")
+
+	// Check mode looks at all of it too.
+	s.sh("n2", "nft 'add table inet sabotage; add chain inet sabotage in { type filter hook input priority -10; }; add rule inet sabotage in ip daddr 10.147.17.201 drop'")
+	s.fails("18", "test of 10.147.17.201", "--limit", "n3", "--check")
+	s.sh("n2", "nft delete table inet sabotage")
+	s.passes("18", "--check")
+}
+
+// status is what a host's service says of the network.
+func (s *site) status(host string) string {
+	return s.sh(host, fmt.Sprintf(`python3 - <<'END'
+import urllib.request
+r = urllib.request.Request("http://127.0.0.1:9993/network/%s", headers={"X-ZT1-Auth": open("/var/lib/zerotier-one/authtoken.secret").read()})
+print(urllib.request.urlopen(r).read().decode())
+END`, network))
+}
+
 // other is a network that is none of ours.
 const other = "6eabbc719100abcd"
+
+// refusesValues gives values that are wrong: all of them are said at once, before anything on a host is touched.
+func (s *site) refusesValues() {
+	s.Helper()
+
+	token := func(text string) string {
+		return `"zerotier_controller": {"kind": "self_hosted", "url": "http://127.0.0.1:9993", "token": "` + text + `"}`
+	}
+
+	for vars, says := range map[string][]string{
+		`{"zerotier_extra_addresses": ["10.147.17.200"]}`: {"two members would have the same address"},
+		`{"zerotier_extra_addresses": ["{{ {'n1': 'fd00::1', 'n2': 'FD00:0::0001', 'n3': 'fd00::3'}[inventory_hostname] }}"]}`: {
+			"two members would have the same address",
+		},
+		`{"zerotier_network_id": "12", "zerotier_extra_addresses": ["10.147.17.300", "10.147.18.{{ inventory_hostname[1:] }}/24"],
+			"zerotier_forward_to": ["10.66.0.0/24", "fd00:1::/64"], ` + token("") + `}`: {
+			"zerotier_network_id: 12 is no network id", "10.147.17.300 is no IP address", "10.147.18.1/24 is no IP address",
+			"fd00:1::/64 is no IPv4 network", "zerotier_api_token is empty",
+		},
+		`{` + token("another") + `}`:                  {"refused (401)"},
+		`{"zerotier_network_id": "6eabbc719100ffff"}`: {"has no network 6eabbc719100ffff"},
+	} {
+		done := s.play("10", "-e", s.vars(vars))
+		require.NotZero(s, done.code, done.output)
+		assert.Zero(s, done.changed, vars)
+
+		for _, text := range says {
+			assert.Contains(s, done.output, text)
+		}
+	}
+
+	for _, host := range s.lab.Hosts() {
+		assert.Empty(s, s.sh(host.Name(), "ls -d /var/lib/thinkube/zerotier_role 2>/dev/null || true"), "%s was touched", host.Name())
+	}
+}
 
 // refusesKeys offers two keys that are not the vendor's; neither is remembered.
 func (s *site) refusesKeys() {
@@ -606,18 +748,25 @@ func (s *site) forwards(device string) {
 func (s *site) throughCentral(record string) {
 	s.Helper()
 
-	vars := filepath.Join(s.TempDir(), "vars.json")
-	require.NoError(s, os.WriteFile(vars, []byte(`{"zerotier_controller": {"kind": "central_v1", "url": "http://127.0.0.1:9994/api/v1", "token": "`+token+`"}}`), 0o600))
+	vars := s.vars(`{"zerotier_controller": {"kind": "central_v1", "url": "http://127.0.0.1:9994/api/v1", "token": "` + token + `"}}`)
 
-	s.passes("10", "-e", "@"+vars)
+	// The name is lost, and cannot be given again: the host is in all the same, and stays.
+	nameless := s.play("10", "-e", vars, "-e", s.vars(`{"zerotier_member_name": "{{ nobody_says if zerotier_joined is defined else inventory_hostname }}"}`))
+	require.NotZero(s, nameless.code, nameless.output)
+	require.Contains(s, nameless.output, "nobody_says")
+	assert.Contains(s, s.status(packaged), `"OK"`)
+	assert.Empty(s, s.api("GET", record+nodes[packaged], "")["name"])
+	assert.Equal(s, true, s.api("GET", record+nodes[packaged], "")["authorized"])
+
+	s.passes("10", "-e", vars)
 
 	for name, id := range nodes {
 		assert.Equal(s, name, s.api("GET", record+id, "")["name"])
 	}
 
-	assert.Zero(s, s.passes("10", "-e", "@"+vars).changed)
-	s.passes("18", "-e", "@"+vars)
-	s.passes("19", "-e", "@"+vars)
+	assert.Zero(s, s.passes("10", "-e", vars).changed)
+	s.passes("18", "-e", vars)
+	s.passes("19", "-e", vars)
 }
 
 // isRecord compares the record that was made by hand with what it was.

@@ -74,6 +74,29 @@ func ParseAddresses(option string, texts []string) ([]string, error) {
 	return SortAddresses(parsed), errors.Join(errs...)
 }
 
+// ParseRoute reads a route and gives it the form that a controller stores. Without a prefix length a controller would store
+// /0, a default route.
+func ParseRoute(option, target, via string) (Route, error) {
+	prefix, err := netip.ParsePrefix(target)
+	if err != nil {
+		return Route{}, fmt.Errorf("%s: target %q is not an address with a prefix length, such as 10.1.0.0/24", option, target)
+	}
+
+	made := Route{CanonicalPrefix(target), CanonicalAddress(via)}
+
+	var errs []error
+	if prefix.Masked() != prefix {
+		errs = append(errs, fmt.Errorf("%s: target %q has host bits: %s is meant", option, target, prefix.Masked()))
+	}
+
+	addr, err := netip.ParseAddr(via)
+	if via != "" && (err != nil || addr.Is4() != prefix.Addr().Is4()) {
+		errs = append(errs, fmt.Errorf("%s: via %q of %s is not an address of the same family", option, via, target))
+	}
+
+	return made, errors.Join(errs...)
+}
+
 // SortAddresses gives addresses as text in a fixed order.
 func SortAddresses(addrs []netip.Addr) []string {
 	slices.SortFunc(addrs, netip.Addr.Compare)

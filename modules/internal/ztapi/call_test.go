@@ -138,3 +138,15 @@ func TestTagWithoutValue(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"tags":[[1,false],[2,5]]}`, string(text))
 }
+
+// TestHasRoute has a default route as a node makes it: in two halves, so that the host's own stays.
+func TestHasRoute(t *testing.T) {
+	have := []Route{{"0.0.0.0/1", "10.0.0.1"}, {"128.0.0.0/1", "10.0.0.1"}, {"::/1", "fd00::1"}, {"10.1.0.0/24", ""}}
+
+	for want, has := range map[Route]bool{
+		{"0.0.0.0/0", "10.0.0.1"}: true, {"0.0.0.0/0", "10.0.0.2"}: false, {"::/0", "fd00::1"}: false, {"10.1.0.0/24", ""}: true,
+		{"10.1.0.0/24", "10.0.0.1"}: false, {"10.2.0.0/24", ""}: false,
+	} {
+		assert.Equal(t, has, HasRoute(have, want), want)
+	}
+}

@@ -233,3 +233,32 @@ func TestTokenGoesNowhereElse(t *testing.T) {
 	_, err = controller.Network(context.Background(), "6eabbc7191dc633e")
 	assert.Equal(t, CodeUnexpectedAnswer, codeOf(t, err))
 }
+
+// TestRecordedFailure has the controller's 500 about what it was sent, which is no failure that passes: it is asked once.
+func TestRecordedFailure(t *testing.T) {
+	var one recording
+
+	text, err := os.ReadFile(filepath.Join(recordings, "controller_member_update_bad_json.json"))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, &one))
+	require.Equal(t, http.StatusInternalServerError, one.Response.Status)
+
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked++
+
+		w.WriteHeader(one.Response.Status)
+		_, _ = w.Write([]byte(one.Response.Raw))
+	}))
+	t.Cleanup(server.Close)
+
+	controller, err := OpenController(t.Context(), ControllerOptions{
+		Kind: KindSelfHosted, URL: server.URL, Token: ansible.NewSecret("x"), Timeout: serviceTimeout, ValidateCerts: true, Retries: 3,
+	}, ServiceOptions{}, func(ansible.Secret) {})
+	require.NoError(t, err)
+
+	_, err = controller.Member(t.Context(), "6eabbc719100beef", "680bbfa232")
+	assert.Equal(t, CodeUnexpectedAnswer, codeOf(t, err))
+	assert.Contains(t, err.Error(), "[json.exception.")
+	assert.Equal(t, 1, asked)
+}
