@@ -135,6 +135,7 @@ func TestReadFindsANodeThatIsElsewhere(t *testing.T) {
 	kernel.Put(t, "/proc/43/cmdline", "mapped\x00")
 	kernel.Put(t, "/proc/43/maps", "7f0000000000-7f0000001000 rw-s 00000000 00:06 123                        /dev/dri/card1\n7f00-7f01 r--p 0 0:6 1 /dev/dri/card10\n")
 	require.NoError(t, os.MkdirAll(kernel.Root+"/proc/43/fd", 0o755))
+	kernel.Link(t, "/proc/43/exe", "/usr/bin/mapped")
 
 	assert.Equal(t, []pci.User{{PID: 41, Command: "container", Node: "/dev/dri/card1"}, {PID: 43, Command: "mapped", Node: "/dev/dri/card1"}},
 		read(t, kernel).Device("0000:01:00.0").Users)

@@ -251,6 +251,16 @@ func (r Reader) readOpen(nodes []node) ([]User, error) {
 
 // openBy gives the nodes that a process has open, or has mapped and closed again, each once.
 func (r Reader) openBy(pid string, nodes []node) ([]string, error) {
+	// The kernel's own threads run no program and have nothing open; they are most of an idle host's processes.
+	_, err := os.Readlink(filepath.Join(r.Root, "/proc", pid, "exe"))
+	if gone(err) {
+		return nil, nil
+	}
+
+	if err != nil {
+		return nil, err
+	}
+
 	folder := filepath.Join(r.Root, "/proc", pid, "fd")
 
 	entries, err := os.ReadDir(folder)

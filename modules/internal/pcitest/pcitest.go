@@ -87,6 +87,7 @@ func (k *Kernel) Link(t testing.TB, path, target string) {
 func (k *Kernel) Open(t testing.TB, pid int, command, path string) {
 	t.Helper()
 	k.Put(t, fmt.Sprintf("/proc/%d/cmdline", pid), command+"\x00--secret\x00")
+	k.Link(t, fmt.Sprintf("/proc/%d/exe", pid), "/usr/bin/"+command)
 	k.Link(t, fmt.Sprintf("/proc/%d/fd/3", pid), path)
 }
 
