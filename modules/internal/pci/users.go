@@ -5,7 +5,6 @@ package pci
 import (
 	"bytes"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,25 +101,7 @@ func (r Reader) readNodes(device Device) ([]node, error) {
 		return nil, err
 	}
 
-	var found []node
-
-	err = filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil && gone(err):
-			return nil // what is unplugged while we look has no users left
-		case err != nil:
-			return err
-		case entry.Name() != "uevent":
-			return nil
-		}
-
-		each, err := readUevent(path)
-		if err == nil && (each.path != "" || each.isNet) {
-			found = append(found, each)
-		}
-
-		return err
-	})
+	found, err := findNodes(folder)
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +121,46 @@ func (r Reader) readNodes(device Device) ([]node, error) {
 	}
 
 	return found, err
+}
+
+// findNodes finds the nodes in a device's folder and those below. Only what has a number, or is a network interface, is one; the
+// folders power have settings alone.
+func findNodes(folder string) ([]node, error) {
+	entries, err := os.ReadDir(folder)
+	if gone(err) {
+		return nil, nil // what is unplugged while we look has no users left
+	}
+
+	if err != nil {
+		return nil, err
+	}
+
+	var found []node
+
+	isNet := filepath.Base(filepath.Dir(folder)) == "net"
+
+	for _, entry := range entries {
+		switch {
+		case entry.Name() == "dev" || entry.Name() == "uevent" && isNet:
+			each, err := readUevent(filepath.Join(folder, "uevent"))
+			if err != nil {
+				return nil, err
+			}
+
+			if each.path != "" || each.isNet {
+				found = append(found, each)
+			}
+		case entry.IsDir() && entry.Name() != "power":
+			below, err := findNodes(filepath.Join(folder, entry.Name()))
+			if err != nil {
+				return nil, err
+			}
+
+			found = append(found, below...)
+		}
+	}
+
+	return found, nil
 }
 
 // groupNode gives the node that VFIO has for an IOMMU group.

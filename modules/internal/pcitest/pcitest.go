@@ -63,11 +63,15 @@ func New(t testing.TB, functions ...Function) *Kernel {
 	return kernel
 }
 
-// Put writes a file of the tree.
+// Put writes a file of the tree. With the uevent of a device that has a number goes its file dev.
 func (k *Kernel) Put(t testing.TB, path, content string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Dir(k.Root+path), 0o755))
 	require.NoError(t, os.WriteFile(k.Root+path, []byte(content), 0o644))
+
+	if filepath.Base(path) == "uevent" && strings.HasPrefix(content, "MAJOR=") {
+		k.Put(t, filepath.Dir(path)+"/dev", "")
+	}
 }
 
 // Started says when the kernel was started: at first, before all files.
