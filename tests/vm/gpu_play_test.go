@@ -210,6 +210,7 @@ func (h *gpuHost) write(t *testing.T, name, text string, values ...any) string {
 // takes a tenth of the time of one for each.
 const noticed = `- name: Do harm
   ansible.builtin.raw: "{{ harm.how }}"
+  when: harm.how is defined
 - block:
     - ansible.builtin.include_role:
         name: thinkube.infra.gpu_reservation
@@ -223,9 +224,10 @@ const noticed = `- name: Do harm
     - name: It is noticed where it should be
       ansible.builtin.assert:
         that: ansible_failed_task.name.startswith(harm.says)
-        fail_msg: "{{ harm.how }}: {{ ansible_failed_task.name }}: {{ ansible_failed_result }}"
+        fail_msg: "{{ harm }}: {{ ansible_failed_task.name }}: {{ ansible_failed_result }}"
 - name: Make it good
   ansible.builtin.raw: "{{ harm.undo }}"
+  when: harm.undo is defined
 `
 
 // afterSetup is what is played when the host is set up.
@@ -246,14 +248,14 @@ const afterSetup = `- import_playbook: %[1]s
   tasks:
     - ansible.builtin.include_tasks: noticed.yaml
       vars:
-        harm: {how: "true", says: Setup would change nothing, undo: "true"}
+        harm: {says: Setup would change nothing}
 `
 
 // harm is a sabotage, the task of 38 that notices it, and how to make it good; or an inventory that wants something else.
 type harm struct {
-	How  string `json:"how"`
+	How  string `json:"how,omitempty"`
 	Says string `json:"says"`
-	Undo string `json:"undo"`
+	Undo string `json:"undo,omitempty"`
 	// Asks is the file of the role's that asks, default test; the others are what the inventory says.
 	Asks  string   `json:"asks,omitempty"`
 	Cards []string `json:"cards,omitempty"`
@@ -262,9 +264,9 @@ type harm struct {
 
 // harms are sabotages. The last is left to 30.
 var harms = []harm{
-	{How: "true", Cards: []string{"01:00.0"}, Says: "Setup would change nothing", Undo: "true"},
-	{How: "true", Stage: "initramfs", Says: "Setup would change nothing", Undo: "true"}, // neither hook nor rule in the image
-	{How: "true", Asks: "unreserved", Says: "Rollback would change nothing", Undo: "true"},
+	{Cards: []string{"01:00.0"}, Says: "Setup would change nothing"},
+	{Stage: "initramfs", Says: "Setup would change nothing"}, // neither hook nor rule in the image
+	{Asks: "unreserved", Says: "Rollback would change nothing"},
 	{How: move(first, "vfio-pci"), Says: "These cards and no others", Undo: move(first, "")},
 	{How: leaveLikeLXD, Says: "Setup would change nothing", Undo: move(twin, "vfio-pci")},
 	{How: "mv /var/lib/thinkube/gpu_vfio /root", Says: "These cards and no others", Undo: "mv /root/gpu_vfio /var/lib/thinkube"},
@@ -273,7 +275,7 @@ var harms = []harm{
 		How:  "cp /boot/grub/grub.cfg /root && sed -i 's/^[[:space:]]*linux.*/& iommu=off/' /boot/grub/grub.cfg",
 		Says: "Nor would it change", Undo: "cp /root/grub.cfg /boot/grub && rm /root/grub.cfg",
 	},
-	{How: "rm /etc/udev/rules.d/05-thinkube-gpu-vfio.rules", Says: "Setup would change nothing", Undo: "true"},
+	{How: "rm /etc/udev/rules.d/05-thinkube-gpu-vfio.rules", Says: "Setup would change nothing"},
 }
 
 func TestGPUPlaybooks(t *testing.T) {

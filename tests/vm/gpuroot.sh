@@ -62,6 +62,12 @@ sleep 60
 END
 chmod 755 "$root/etc/initramfs-tools/scripts/init-premount/zz-report"
 
+# Of the devices that are there before udev, it hears of PCI's, as in light.sh.
+if [ "$generator" != dracut ]; then
+    sed -i 's/^udevadm trigger --type=devices --action=add$/& --subsystem-match=pci/' "$root/usr/share/initramfs-tools/scripts/init-top/udev"
+    grep -q -- --subsystem-match=pci "$root/usr/share/initramfs-tools/scripts/init-top/udev"
+fi
+
 cp "$kernel" "$root/kernel.deb"
 chroot "$root" apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install /kernel.deb </dev/null
 rm "$root/kernel.deb" "$root/usr/sbin/policy-rc.d"
@@ -89,16 +95,12 @@ make_grub_cfg
 rm -rf "$root/etc/apt"
 cp -a "$out/apt" "$root/etc/apt"
 
-# udev hears of the cards. Nobody reads a log, and the network is set up by sshd's unit, which makes its folder, too.
+# udev hears of the cards. Nobody reads a log, the network is set up by sshd's unit, which makes its folder as well, and
+# shutdown(8) asks systemd itself where there is no logind.
 lighten "$root" pci
-chroot "$root" systemctl -q mask systemd-sysctl.service systemd-tmpfiles-setup.service systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket \
-    systemd-journald-audit.socket systemd-networkd.service systemd-networkd.socket
-# shutdown(8) asks logind over D-Bus, and starts both.
-chroot "$root" systemctl -q unmask systemd-logind.service
-mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
-for unit in systemd-logind.service dbus.service; do
-    ln -sf /dev/null "$root/etc/systemd/system/multi-user.target.wants/$unit"
-done
+chroot "$root" systemctl -q mask systemd-sysctl.service systemd-tmpfiles-setup.service systemd-journald.service \
+    systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket systemd-networkd.service \
+    systemd-networkd.socket dbus.service dbus.socket
 
 # The disk is for an emulated processor, which takes a second to unpack an image, and eight for all of GRUB's scripts: its image
 # has next to nothing in it, of the scripts there is the one that finds kernels, and its administrator wants one entry for each.
