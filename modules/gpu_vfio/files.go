@@ -65,7 +65,8 @@ func byCard(targets []target) [][]target {
 // it, and so would have the reserved twin of a card whose event comes first. To be set binds nothing
 // (Documentation/ABI/testing/sysfs-bus-pci), and vfio-pci may be there already, so at the function's own event the kernel is
 // asked to probe. What has a driver is left alone: udev comes too late for that, or somebody has taken it since. Nor is anything
-// taken for a driver that the kernel which runs does not have, such as a cloud kernel: nobody would have the card then.
+// taken for a driver that the kernel which runs does not have, such as a cloud kernel: nobody would have the card then. It is asked
+// before the first is set, and not at the events after that.
 func renderRule(targets []target) string {
 	const event = `ACTION=="add", SUBSYSTEM=="pci", `
 
@@ -79,7 +80,9 @@ func renderRule(targets []target) string {
 		}
 
 		for _, driver := range driversOf(card) {
-			text += fmt.Sprintf(`SUBSYSTEM=="pci", ACTION=="add", TEST!="/sys/bus/pci/drivers/%s", PROGRAM!="/bin/sh -c '%s'", GOTO="%s"`+"\n", driver, hasDriver(driver), label(card[0].Card))
+			first := card[slices.IndexFunc(card, func(each target) bool { return each.wanted == driver })]
+			text += fmt.Sprintf(`SUBSYSTEM=="pci", ACTION=="add", ATTR{[pci/%s]driver_override}!="%s", TEST!="/sys/bus/pci/drivers/%s", PROGRAM!="/bin/sh -c '%s'", GOTO="%s"`+"\n",
+				first.Address, driver, driver, hasDriver(driver), label(card[0].Card))
 		}
 
 		for _, each := range card {
