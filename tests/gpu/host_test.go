@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinkube/infra/tests/vm"
 )
 
 // host is a machine with a card that the driver nvidia holds and nobody uses: only a restart has it reserved.
@@ -27,6 +29,8 @@ type host struct {
 	address, port string
 	// broken hosts do not come back from a restart, and stubborn ones come back with the card held as before.
 	broken, stubborn bool
+	// debian is the root of a host whose kernel has its IOMMU off, whatever GRUB there says; nil for one that has this machine's.
+	debian *vm.Chroot
 
 	mutex sync.Mutex
 	power io.Closer // the host ends when it is closed, also by the end of this process
@@ -42,7 +46,13 @@ var addresses atomic.Int32
 func (s *site) add(t *testing.T, name, machineID string) *host {
 	t.Helper()
 
-	h := &host{site: s, name: name, folder: filepath.Join(s.folder, name), address: fmt.Sprintf("127.77.0.%d", addresses.Add(1))}
+	return s.addOn(t, name, machineID, nil)
+}
+
+func (s *site) addOn(t *testing.T, name, machineID string, debian *vm.Chroot) *host {
+	t.Helper()
+
+	h := &host{site: s, debian: debian, name: name, folder: filepath.Join(s.folder, name), address: fmt.Sprintf("127.77.0.%d", addresses.Add(1))}
 
 	listener, err := net.Listen("tcp", h.address+":0")
 	require.NoError(t, err)
@@ -59,7 +69,7 @@ func (s *site) add(t *testing.T, name, machineID string) *host {
 		"etc/passwd":     fmt.Sprintf("root:x:0:0::%s/home:/bin/sh\nsshd:x:61299:65534::/run/sshd:/bin/false\n", h.folder),
 		"etc/shadow":     "root:*:1::::::\n",
 		"etc/machine-id": machineID + "\n",
-		"proc/cmdline":   "root=/dev/sda1\n",
+		"proc/cmdline":   "root=/dev/sda1 intel_iommu=off\n",
 		"proc/cpuinfo":   "processor\t: 0\nvendor_id\t: GenuineIntel\n",
 		"proc/iomem":     "00000000-00000fff : Reserved\n",
 		"sshd_config": fmt.Sprintf("ListenAddress %s:%s\nHostKey %s\nAuthorizedKeysFile %s.pub\nStrictModes no\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n",
@@ -83,17 +93,28 @@ func (s *site) add(t *testing.T, name, machineID string) *host {
 // hostScript starts a host: whatever differs from this machine, and whatever the playbook changes, is a mount that it alone sees.
 // It ends with its first process, sshd.
 const hostScript = `
-host=$1
-mount --bind $host/etc /etc
-mount --bind $host/var-lib /var/lib
-mount --bind $host/sys /sys
-mount -t tmpfs -o mode=755 tmpfs /run; mkdir -m 755 /run/sshd
-mount -t tmpfs -o mode=755 tmpfs /usr/local/sbin; cp $host/shutdown /usr/local/sbin
-[ ! -e /sbin/shutdown ] || mount --bind $host/shutdown /sbin/shutdown
-for file in cmdline cpuinfo iomem stat; do mount --bind $host/proc/$file /proc/$file; done
-mount --bind $host/proc/boot_id /proc/sys/kernel/random/boot_id
+host=$1 root=$3
+if [ -n "$root" ]; then
+    mount -t overlay overlay -o "$4" $root
+    mount -t proc proc $root/proc
+    mount --rbind /dev $root/dev
+    mkdir -p $root/sys $root$host/..
+    mount --bind $host/.. $root$host/..
+    rm -f $root/sbin/shutdown
+    cp $host/shutdown $root/sbin
+    cp $host/etc/machine-id $root/etc
+else
+    mount --bind $host/etc /etc
+    mount --bind $host/var-lib /var/lib
+    [ ! -e /sbin/shutdown ] || mount --bind $host/shutdown /sbin/shutdown
+fi
+mount --bind $host/sys $root/sys
+mount -t tmpfs -o mode=755 tmpfs $root/run; mkdir -m 755 $root/run/sshd
+mount -t tmpfs -o mode=755 tmpfs $root/usr/local/sbin; cp $host/shutdown $root/usr/local/sbin
+for file in cmdline cpuinfo iomem stat; do mount --bind $host/proc/$file $root/proc/$file; done
+mount --bind $host/proc/boot_id $root/proc/sys/kernel/random/boot_id
 { read word <&3 || while kill -TERM 1; do sleep 0.1; done; } &
-exec "$2" -D -e -f $host/sshd_config`
+exec ${root:+chroot $root} "$2" -D -e -f $host/sshd_config`
 
 // start starts the host, and again whenever it ends.
 func (h *host) start() error {
@@ -120,8 +141,13 @@ func (h *host) start() error {
 	}
 	defer power.Close()
 
+	var root, overlay string
+	if h.debian != nil {
+		root, overlay = h.debian.Overlay()
+	}
+
 	life := exec.Command("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"sh", "-ec", hostScript, "sh", h.folder, sshd)
+		"sh", "-ec", hostScript, "sh", h.folder, sshd, root, overlay)
 	life.ExtraFiles = []*os.File{power}
 	life.Stderr = &logins{of: h}
 
@@ -251,8 +277,16 @@ func (h *host) writeKernel() error {
 		"/module/nvidia_drm/parameters/modeset": "Y",
 	}
 
+	// Its node has the number of /dev/zero, which everybody may open.
 	if driver == "nvidia" {
-		files[device+"/drm/card0/dev"] = "226:0"
+		files[device+"/drm/card0/dev"] = "1:5"
+		files[device+"/drm/card0/uevent"] = "MAJOR=1\nMINOR=5\nDEVNAME=dri/card0"
+	}
+
+	if h.debian != nil {
+		for _, each := range []string{"/class/iommu/dmar0/name", "/kernel/iommu_groups/7/type", "/class/vfio/7/dev"} {
+			delete(files, each)
+		}
 	}
 
 	err := os.RemoveAll(root)
@@ -266,12 +300,16 @@ func (h *host) writeKernel() error {
 		}
 	}
 
-	for link, target := range map[string]string{
+	links := map[string]string{
 		"/bus/pci/devices/" + card:       "../../../devices/pci0000:00/" + card,
 		"/bus/pci/drivers/nvidia/module": "../../../../module/nvidia",
 		device + "/driver":               "../../../bus/pci/drivers/" + driver,
-		device + "/iommu_group":          "../../../kernel/iommu_groups/7",
-	} {
+	}
+	if h.debian == nil {
+		links[device+"/iommu_group"] = "../../../kernel/iommu_groups/7"
+	}
+
+	for link, target := range links {
 		if err == nil {
 			err = os.MkdirAll(filepath.Dir(root+link), 0o755)
 		}

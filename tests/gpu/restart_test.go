@@ -12,13 +12,28 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"gopkg.in/yaml.v3"
+
+	"github.com/thinkube/infra/tests/vm"
 )
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+
+	if err := vm.RemovePrograms(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+
+		code = 1
+	}
+
+	os.Exit(code)
+}
 
 // site is hosts, with the one that ansible-playbook runs on.
 type site struct {
@@ -145,15 +160,19 @@ func (s *site) inventory(t *testing.T, hosts map[string]vars, management ...stri
 func (s *site) play(t *testing.T, fails bool, args ...string) string {
 	t.Helper()
 
+	return s.run(t, "30_reserve_gpus", fails, args...)
+}
+
+func (s *site) run(t *testing.T, playbook string, fails bool, args ...string) string {
+	t.Helper()
+
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", s.controller.pid))
-	require.NoError(t, err)
-
 	home := filepath.Join(s.controller.folder, "home")
-	run := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strings.TrimSpace(string(children)), "--mount", "--pid",
-		"ansible-playbook", "-i", filepath.Join(s.folder, "inventory.yaml"), filepath.Join(s.root, "ansible/00_initial_setup/30_reserve_gpus.yaml")}, args...)...)
+	run := s.controller.inside(ctx, t, append([]string{
+		"ansible-playbook", "-i", filepath.Join(s.folder, "inventory.yaml"), filepath.Join(s.root, "ansible/00_initial_setup", playbook+".yaml"),
+	}, args...)...)
 	run.Env = append(os.Environ(), "ANSIBLE_CONFIG="+s.root+"/ansible.cfg", "ANSIBLE_NOCOLOR=1", "ANSIBLE_CALLBACK_RESULT_FORMAT=json", "HOME="+home,
 		"PYTHONDONTWRITEBYTECODE=1")
 
@@ -163,6 +182,16 @@ func (s *site) play(t *testing.T, fails bool, args ...string) string {
 	require.Equal(t, fails, err != nil, "%s", output)
 
 	return string(output)
+}
+
+// inside is a command in the host.
+func (h *host) inside(ctx context.Context, t *testing.T, command ...string) *exec.Cmd {
+	t.Helper()
+
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", h.pid))
+	require.NoError(t, err)
+
+	return exec.CommandContext(ctx, "nsenter", append([]string{"--target", strings.TrimSpace(string(children)), "--mount", "--pid"}, command...)...)
 }
 
 // byHand tells that a host is prepared and somebody else has to restart it.
@@ -266,4 +295,38 @@ func TestARestartThatWasOfNoUseIsNotMadeAgain(t *testing.T) {
 		assert.Contains(t, s.play(t, true), "another restart is of no use")
 		assert.Equal(t, once, s.happened())
 	}
+}
+
+// TestAStartThatLeavesTheIOMMUOff: the host has another command line than its GRUB says, also after the restart that is made for it.
+func TestAStartThatLeavesTheIOMMUOff(t *testing.T) {
+	s := newSite(t)
+	only := s.addOn(t, "only", othersID, vm.NewChroot(t, "initramfs-tools"))
+	said := only.ssh()
+	said["gpu_reservation_kernel_parameters"] = []string{"intel_iommu=on", "iommu=pt"}
+	said["gpu_reservation_kernel_parameters_absent"] = []string{"intel_iommu=off", "iommu=off"}
+	s.inventory(t, map[string]vars{"a": said})
+
+	// Nobody who uses a card is ended for it.
+	ctx, end := context.WithCancel(t.Context())
+	user := only.inside(ctx, t, "sh", "-c", "exec sleep 1000 </dev/zero")
+	user.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	user.Cancel = func() error { return syscall.Kill(-user.Process.Pid, syscall.SIGKILL) } // nsenter's child, too
+	require.NoError(t, user.Start())
+	assert.Contains(t, s.play(t, true), "(sleep) has /dev/dri/card0")
+	assert.Equal(t, []string{"only reached"}, s.happened())
+	end()
+	require.Error(t, user.Wait())
+
+	assert.Contains(t, s.play(t, true), "the IOMMU is off in the kernel")
+
+	once := []string{"only reached", "only down", "only up", "only reached"}
+	assert.Equal(t, once, s.happened())
+
+	assert.Contains(t, s.play(t, true), "something else starts the host")
+	assert.Equal(t, once, s.happened())
+
+	said38 := s.run(t, "38_test_gpu_reservation", true)
+	_, after, _ := strings.Cut(said38, "TASK [thinkube.infra.gpu_reservation : The IOMMU is on]")
+	assert.Contains(t, after, "the IOMMU is off in the kernel", said38)
+	assert.NotContains(t, after, "TASK [", said38)
 }

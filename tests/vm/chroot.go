@@ -124,17 +124,23 @@ card 02 7 0000:00:05.0/
 // Out is the folder that $out of [Chroot.Sh] is.
 func (c *Chroot) Out() string { return filepath.Join(c.dir, "out") }
 
+// Overlay gives the folder where the Debian is to be mounted, and the options of the overlay that it is.
+func (c *Chroot) Overlay() (root, options string) {
+	return filepath.Join(c.dir, "root"), fmt.Sprintf("lowerdir=%s,upperdir=%[2]s/upper,workdir=%[2]s/work", c.lower, c.dir)
+}
+
 // Sh runs a script where $root is the Debian, with what programs in it expect, and gives what it prints; $out is a folder for
 // what is to be kept. All of it is in a mount namespace that ends with the script.
 func (c *Chroot) Sh(t testing.TB, script string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	script = `set -eu; root=$1/root out=$1/out
-mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$root"
+	root, overlay := c.Overlay()
+	script = `set -eu; root=$1 out=$4
+mount -t overlay overlay -o "$2" "$root"
 mount -t proc proc "$root/proc"; mount --bind /dev "$root/dev"; mkdir -p "$root/sys"; mount --bind "$3" "$root/sys"
 ` + script
-	out, err := run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh", c.dir, c.lower, c.sys)
+	out, err := run(ctx, "", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh", root, overlay, c.sys, c.Out())
 	require.NoError(t, err)
 	return out
 }

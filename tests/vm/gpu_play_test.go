@@ -63,7 +63,7 @@ const gpuInventory = `all:
       hosts: {}
 `
 
-func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
+func bootGPUHost(t *testing.T) *gpuHost {
 	t.Helper()
 	made, _ := chrootRoot(t, "initramfs-tools")
 	checkout, err := filepath.Abs("../..")
@@ -80,7 +80,7 @@ func bootGPUHost(t *testing.T, cmdline string) *gpuHost {
 	opener := Build(t, "github.com/thinkube/infra/tests/vm/openvfio")
 	name, program := carried(t, checkout)
 	h.cards = &cards{guest: Boot(t, Machine{
-		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 1, Memory: 1024, Cmdline: cardCmdline + cmdline, Modules: []string{"virtio_net", "autofs4"},
+		Root: filepath.Join(made, "disk"), Keep: true, CPUs: 1, Memory: 1024, Cmdline: cardCmdline + "intel_iommu=on iommu=pt", Modules: []string{"virtio_net", "autofs4"},
 		Before: giveNvidiaIDs,
 		Args: append(cardArgs("intel"), "-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", h.port),
 			"-device", "virtio-net-pci,netdev=net,romfile=,addr=1b.0"),
@@ -280,7 +280,7 @@ var harms = []harm{
 
 func TestGPUPlaybooks(t *testing.T) {
 	t.Parallel()
-	h := bootGPUHost(t, "intel_iommu=on iommu=pt")
+	h := bootGPUHost(t)
 	before, files := h.drivers(t), h.state(t)
 	require.Equal(t, "bochs-drm (null)", before[twin+".0"])
 
@@ -335,38 +335,6 @@ func TestGPUPlaybooks(t *testing.T) {
 	require.NoError(t, eventually(t.Context(), patience, "everything is back", func() bool { return assert.ObjectsAreEqual(before, h.drivers(t)) }))
 	assert.Equal(t, files, h.state(t), "nothing is left")
 	assert.Equal(t, 1, h.restarts, "the way back needs no restart")
-}
-
-// TestGPUPlaybookWhereARestartDoesNotHelp: QEMU pins a command line that switches the IOMMU off, whatever GRUB's files say.
-func TestGPUPlaybookWhereARestartDoesNotHelp(t *testing.T) {
-	t.Parallel()
-	h := bootGPUHost(t, "intel_iommu=off")
-
-	// Nobody who uses a card is ended for it, whatever the restart is for.
-	end := h.hold(t, "exec sleep 1000 </dev/dri/by-path/pci-"+twin+".0-card", "pgrep -x sleep")
-	said := h.play(t, h.playbook("30_reserve_gpus"))
-	assert.Equal(t, 1, said.failed, said.text)
-	assert.Contains(t, said.text, "(sleep) has /dev/dri/card")
-	require.Zero(t, h.restarts, said.text)
-	end()
-
-	said = h.play(t, h.playbook("30_reserve_gpus"))
-	assert.Equal(t, 1, said.failed, said.text)
-	assert.Equal(t, 1, h.restarts, "GRUB's next start was to be with another line: %s", said.text)
-	assert.Contains(t, said.text, "the IOMMU is off in the kernel")
-	h.settle(t)
-
-	said = h.play(t, h.playbook("30_reserve_gpus"))
-	assert.Equal(t, 1, said.failed, said.text)
-	assert.Zero(t, said.plays[0].changed, said.text)
-	assert.Equal(t, 1, h.restarts, "it has been started with that line, and not with it: %s", said.text)
-	assert.Contains(t, said.text, "something else starts the host", said.text)
-
-	said = h.play(t, h.playbook("38_test_gpu_reservation"))
-	assert.Equal(t, 1, said.failed, said.text)
-	_, after, _ := strings.Cut(said.text, "TASK [thinkube.infra.gpu_reservation : The IOMMU is on]")
-	assert.Contains(t, after, "the IOMMU is off in the kernel", said.text)
-	assert.NotContains(t, after, "TASK [", said.text)
 }
 
 // move is a script that moves all functions of a slot to a driver, or to those that they have by themselves.
