@@ -237,6 +237,7 @@ func TestGPU(t *testing.T) {
 		t.Run("a group with an allowed member", c.testAllowed)
 		t.Run("selectors", c.testSelect)
 		t.Run("a container", c.testContainer)
+		t.Run("the last display of a desktop", c.testDesktop)
 	})
 	t.Run("AMD", func(t *testing.T) {
 		t.Parallel()
@@ -511,4 +512,18 @@ func (c *cards) testContainer(t *testing.T) {
 	assert.Contains(t, said.Msg, "/etc")
 	assert.Equal(t, before, c.drivers(t))
 	assert.NotContains(t, c.files(t), "thinkube-gpu-vfio")
+}
+
+// testDesktop comes last: the display that the host started with is taken out.
+func (c *cards) testDesktop(t *testing.T) {
+	c.sh(t, "mkdir -p /etc/systemd/system; ln -s gdm.service /etc/systemd/system/display-manager.service; echo 1 >/sys/bus/pci/devices/"+display+"/remove")
+	before := c.drivers(t)
+	every := map[string]any{"devices": []string{first + ".0", twin + ".0", shared}, "allow_group_members": []string{network}}
+	said := c.gpuVfio(t, every)
+	assert.Equal(t, "last_display", said.Failure.Code, "%+v", said)
+	assert.Contains(t, said.Msg, "desktop")
+	assert.Equal(t, before, c.drivers(t))
+	every["devices"] = []string{first + ".0", twin + ".0"}
+	every["_ansible_check_mode"] = true
+	assert.False(t, c.gpuVfio(t, every).Failed, "the third is left")
 }
